@@ -1,0 +1,176 @@
+"""Manifests: the four kinds, parsed once, as far as moving an image needs.
+
+The bytes of a manifest are its identity. They are read here and never written again.
+
+Spec: OCI image-spec, manifest.md, image-index.md; distribution/docs, manifest-v2-2.md.
+The kind is guessed as containers/image does (`manifest.GuessMIMEType`), since storage keeps no
+media type and skopeo sends its own guess as Content-Type.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from exporter.digest import Digest
+
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+_OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+
+IMAGE_TYPES = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
+INDEX_TYPES = frozenset({DOCKER_LIST, OCI_INDEX})
+
+MAX_SIZE = 4 * 1024 * 1024
+"""Largest manifest in bytes: what distribution and Harbor accept (handlers/manifests.go)."""
+
+
+class ManifestError(ValueError):
+    """The bytes are no manifest; the message says what is wrong and at which field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """One reference of a manifest.
+
+    Attributes:
+        digest: What it refers to.
+        size: Bytes, as declared by the manifest.
+        media_type: As declared; empty if absent.
+        urls: True if the content may be fetched elsewhere, so storage need not have it.
+        platform: `os/architecture[/variant]` of an index entry; empty if absent.
+    """
+
+    digest: Digest
+    size: int
+    media_type: str = ""
+    urls: bool = False
+    platform: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A parsed manifest: an image has `config` and `layers`, an index has `children`.
+
+    Attributes:
+        media_type: One of the four constants of this module, guessed if undeclared.
+        config: Config blob of an image; None for an index.
+        layers: Layer blobs in order, duplicates kept.
+        children: Manifests that an index lists, in order, duplicates kept.
+    """
+
+    media_type: str
+    config: Descriptor | None = None
+    layers: tuple[Descriptor, ...] = ()
+    children: tuple[Descriptor, ...] = ()
+
+    @property
+    def is_index(self) -> bool:
+        """True if this lists other manifests."""
+        return self.media_type in INDEX_TYPES
+
+    def blobs(self) -> Iterator[Descriptor]:
+        """Yield the config and layers that storage must have (one with urls may be elsewhere)."""
+        if self.config is not None:
+            yield self.config
+        for layer in self.layers:
+            if not layer.urls:
+                yield layer
+
+
+def parse(content: bytes) -> Manifest:
+    """Return the manifest that `content` is.
+
+    Raises:
+        ManifestError: Too large, not JSON, of no kind that can be pushed, or a field is malformed.
+    """
+    if len(content) > MAX_SIZE:
+        raise ManifestError(
+            f"{len(content)} bytes, more than the {MAX_SIZE} that registries accept"
+        )
+    try:
+        value = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise ManifestError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ManifestError("not a JSON object")
+    media_type = _media_type(value)
+    if media_type in INDEX_TYPES:
+        if value.get("layers") or value.get("config"):
+            raise ManifestError("ambiguous: an index with layers or config")
+        return Manifest(media_type, children=_descriptors(value, "manifests"))
+    if value.get("manifests"):
+        raise ManifestError("ambiguous: an image with manifests")
+    if "config" not in value:
+        raise ManifestError("config is missing")
+    return Manifest(
+        media_type,
+        config=_descriptor(value["config"], "config"),
+        layers=_descriptors(value, "layers"),
+    )
+
+
+def _media_type(value: dict[str, Any]) -> str:
+    """Guess as `manifest.GuessMIMEType` of containers/image does.
+
+    Raises:
+        ManifestError: The kind is none of the four.
+    """
+    declared = value.get("mediaType")
+    if isinstance(declared, str) and declared in IMAGE_TYPES | INDEX_TYPES:
+        return declared
+    version = value.get("schemaVersion")
+    if type(version) is not int or version != 2:
+        raise ManifestError(f"schemaVersion is {version!r}, not 2")
+    config = value.get("config")
+    config_type = config.get("mediaType") if isinstance(config, dict) else None
+    if config_type == _OCI_CONFIG:
+        return OCI_MANIFEST
+    if config_type == _DOCKER_CONFIG:
+        return DOCKER_MANIFEST
+    if value.get("manifests") and not config:
+        return OCI_INDEX
+    return OCI_MANIFEST
+
+
+def _descriptors(value: dict[str, Any], key: str) -> tuple[Descriptor, ...]:
+    items = value.get(key)
+    if items is None:
+        return ()
+    if not isinstance(items, list):
+        raise ManifestError(f"{key} is not a list")
+    return tuple(_descriptor(item, f"{key}[{index}]") for index, item in enumerate(items))
+
+
+def _descriptor(item: object, where: str) -> Descriptor:
+    if not isinstance(item, dict):
+        raise ManifestError(f"{where} is not an object")
+    digest, size = item.get("digest"), item.get("size")
+    if not isinstance(digest, str):
+        raise ManifestError(f"{where}.digest is missing")
+    if type(size) is not int or size < 0:
+        raise ManifestError(f"{where}.size is not a number of bytes")
+    try:
+        parsed = Digest.parse(digest)
+    except ValueError as error:
+        raise ManifestError(f"{where}.digest is {error}") from None
+    media_type = item.get("mediaType", "")
+    return Descriptor(
+        parsed,
+        size,
+        media_type if isinstance(media_type, str) else "",
+        urls=bool(item.get("urls")),
+        platform=_platform(item.get("platform")),
+    )
+
+
+def _platform(value: object) -> str:
+    if not isinstance(value, dict):
+        return ""
+    fields = cast("dict[str, object]", value)
+    parts = [fields.get(key) for key in ("os", "architecture", "variant")]
+    return "/".join(part for part in parts if isinstance(part, str) and part)
