@@ -36,3 +36,15 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.message}"
+
+
+class ProblemError(Exception):
+    """Carries one problem from where it was seen to where it becomes a value.
+
+    Attributes:
+        problem: What is wrong.
+    """
+
+    def __init__(self, verdict: Verdict, path: str, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(verdict, path, message)

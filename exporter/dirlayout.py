@@ -1,0 +1,146 @@
+r"""OUT on disk: plain skopeo `dir:` images, and a directory of our own.
+
+```
+OUT/
+├── library/alpine:3.19/         one image, exactly as skopeo writes a `dir:`
+│   ├── manifest.json
+│   ├── version                  "Directory Transport Version: 1.1\n"
+│   ├── <hex>                    config and layers, named by digest
+│   └── <hex>.manifest.json      children of an index
+└── .skopeo-dir/                 ours
+    ├── images.jsonl             every image that OUT should have: name and digest
+    ├── lock
+    ├── version                  the file that every image's `version` is a link of
+    └── building/                images being built; renamed when whole
+```
+
+Spec: containers/image, directory/directory_transport.go (manifestPath, layerPath, versionPath).
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+
+import orjson
+
+from exporter import files
+from exporter.digest import Digest
+from exporter.errors import UsageError
+from exporter.reference import ImageName
+
+VERSION = b"Directory Transport Version: 1.1\n"
+MANIFEST = "manifest.json"
+VERSION_FILE = "version"
+WORK = ".skopeo-dir"
+_NAME_MAX = 255
+
+
+def child_manifest(digest: Digest) -> str:
+    """Return the file name of a manifest that an index lists."""
+    return f"{digest.hex}.manifest.json"
+
+
+def blob(digest: Digest) -> str:
+    """Return the file name of a config or layer."""
+    return digest.hex
+
+
+def image_directory(out: str, name: ImageName) -> str:
+    """Return where an image lies.
+
+    Raises:
+        ValueError: Its last component would be longer than a file name can be (255 bytes).
+    """
+    text = str(name)
+    if len(text) - text.rfind("/") - 1 > _NAME_MAX:
+        raise ValueError(f"{text.rpartition('/')[2][:80]!r}… is longer than a file name can be")
+    return f"{out}/{text}"
+
+
+def work_directory(out: str) -> str:
+    """Return the directory of ours in OUT."""
+    return f"{out}/{WORK}"
+
+
+def prepare(out: str) -> None:
+    """Make OUT and the directory of ours in it, if they are not there.
+
+    Raises:
+        UsageError: `out` is not a directory, or holds something that we did not make.
+        SkopeoDirError: It cannot be made.
+    """
+    work = work_directory(out)
+    try:
+        if os.path.isdir(out) and not os.path.isdir(work) and os.listdir(out):
+            raise UsageError(
+                f"{out} holds something else",
+                hint="give an empty directory, or one that is not there",
+            )
+        os.makedirs(f"{work}/building", exist_ok=True)
+        version = f"{work}/{VERSION_FILE}"
+        if not os.path.exists(version):
+            files.write_atomically(version, VERSION)
+    except FileExistsError:
+        raise UsageError(f"{out} is not a directory") from None
+    except OSError as error:
+        raise files.failure(error, out) from None
+
+
+def staged(out: str) -> Iterator[ImageName]:
+    """Yield the name of every image directory below OUT, sorted; other directories are passed over.
+
+    Raises:
+        UsageError: OUT is not a directory.
+    """
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        try:
+            with os.scandir(f"{out}/{prefix}") as entries:
+                names = sorted(
+                    (e.name for e in entries if e.is_dir(follow_symlinks=False)), reverse=True
+                )
+        except OSError as error:
+            raise UsageError(f"{out}/{prefix} cannot be read: {error.strerror}") from None
+        for name in names:
+            if ":" in name:
+                try:
+                    yield ImageName.parse(f"{prefix}{name}")
+                except ValueError:
+                    continue
+            elif name != WORK:
+                pending.append(f"{prefix}{name}/")
+
+
+def read_record(out: str) -> dict[ImageName, Digest]:
+    """Return what OUT should have: for every image the digest that the registry's link file named.
+
+    A directory of images that skopeo wrote has no record: the result is empty.
+
+    Raises:
+        UsageError: The record is damaged.
+    """
+    path = f"{work_directory(out)}/images.jsonl"
+    try:
+        with open(path, "rb") as file:
+            rows = [orjson.loads(line) for line in file]
+        return {ImageName.parse(row["name"]): Digest.parse(row["digest"]) for row in rows}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} is damaged", hint="run the export again") from None
+
+
+def write_record(out: str, images: Mapping[ImageName, Digest]) -> None:
+    """Write what OUT should have, atomically and durably, before the first image is built.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    rows = sorted((str(name), digest) for name, digest in images.items())
+    content = b"".join(
+        orjson.dumps({"name": name, "digest": digest}, option=orjson.OPT_APPEND_NEWLINE)
+        for name, digest in rows
+    )
+    files.write_atomically(f"{work_directory(out)}/images.jsonl", content)

@@ -1,0 +1,99 @@
+"""What happens while a verb works, told to whoever listens. Silent by default.
+
+Each event is a frozen record; `--json` prints it as a line whose `message_type` is the class name
+in lower case with underscores. The fields are public: add some, never change one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A verb knows how much there is to do.
+
+    Attributes:
+        verb: `export`, `push` or `verify`.
+        images: How many images it is about.
+    """
+
+    verb: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """An image is whole in OUT.
+
+    Attributes:
+        name: `repository:tag`.
+        digest: Of its manifest.
+        status: `made`, `replaced` (the tag had moved, or files were not right) or `unchanged`.
+        files: Hard links that the image consists of.
+        size: Bytes of the image, shared ones included.
+    """
+
+    name: str
+    digest: str
+    status: str
+    files: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """An image is at the destination.
+
+    Attributes:
+        name: `repository:tag`.
+        destination: `host/repository:tag`.
+        digest: What the destination has now, equal to the source's.
+        status: `pushed`, or `present` (it was there before).
+    """
+
+    name: str
+    destination: str
+    digest: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """The destination answered for an image and every manifest below it.
+
+    Attributes:
+        name: `repository:tag`.
+        destination: `host/repository:tag`.
+        digest: The same at both ends.
+        manifests: How many digests were compared, children included.
+    """
+
+    name: str
+    destination: str
+    digest: str
+    manifests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """An image could not be exported, pushed or verified; the others go on.
+
+    Attributes:
+        verb: `export`, `push` or `verify`.
+        name: `repository:tag`.
+        error: A word for scripts: a verdict, `temporary`, `permanent`, `source` or `different`.
+        message: One sentence.
+    """
+
+    verb: str
+    name: str
+    error: str
+    message: str
+
+
+Event = Started | Exported | Pushed | Verified | Failed
+Observer = Callable[[Event], None]
+
+
+def silent(_event: Event) -> None:
+    """Ignore everything."""

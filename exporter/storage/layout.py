@@ -1,0 +1,44 @@
+"""Paths of the registry's storage, as functions of names and digests. Nothing here touches a disk.
+
+```
+<root>                                   …/docker/registry/v2
+├── blobs/sha256/<2 hex>/<hex>/data      every manifest, config and layer, once
+└── repositories/<name>/                 names nest: foo and foo/bar may both be repositories
+    ├── _layers/sha256/<hex>/link        which blobs the repository may serve; never read here
+    ├── _uploads/                        unfinished uploads; never read here
+    └── _manifests/
+        ├── revisions/sha256/<hex>/link  every manifest ever put, until deleted
+        └── tags/<tag>/
+            ├── current/link             the digest that the tag names now
+            └── index/sha256/<hex>/link  the digests that it ever named
+```
+A link file holds `<algorithm>:<hex>` and no newline; its content decides, not its path.
+
+Spec: distribution/distribution, registry/storage/paths.go.
+"""
+
+from exporter.digest import Digest
+
+MANIFESTS = "_manifests"
+LAYERS = "_layers"
+
+
+def blob(digest: Digest) -> str:
+    """Return where the content of `digest` lies, relative to the root."""
+    algorithm, _, hexadecimal = digest.partition(":")
+    return f"blobs/{algorithm}/{hexadecimal[:2]}/{hexadecimal}/data"
+
+
+def repository(name: str) -> str:
+    """Return the directory of a repository, relative to the root."""
+    return f"repositories/{name}"
+
+
+def tags(name: str) -> str:
+    """Return the directory that has one directory for each tag, relative to the root."""
+    return f"repositories/{name}/{MANIFESTS}/tags"
+
+
+def tag_link(name: str, tag: str) -> str:
+    """Return the link file that says which digest a tag names, relative to the root."""
+    return f"repositories/{name}/{MANIFESTS}/tags/{tag}/current/link"

@@ -1,0 +1,227 @@
+"""Read a registry's storage tree. Nothing is ever written to it."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from exporter import manifest
+from exporter.digest import Digest
+from exporter.errors import SourceError
+from exporter.manifest import Manifest, ManifestError
+from exporter.reference import ImageName, parse_repository_name, parse_tag
+from exporter.storage import layout
+from exporter.storage.locate import storage_root
+from exporter.verdict import Problem, ProblemError, Verdict
+
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedImage:
+    """A tag and the digest that its link file names."""
+
+    name: ImageName
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableTag:
+    """Something that stands where a tag or repository would, and why it is none.
+
+    Attributes:
+        name: `<repository>:<tag>`, or a repository alone; printable, not a valid name.
+        problem: Why.
+    """
+
+    name: str
+    problem: Problem
+
+
+class BlobFile(NamedTuple):
+    """What the file system says of a blob: its size in bytes and its inode number."""
+
+    size: int
+    inode: int
+
+
+class Storage:
+    """One registry's storage tree, read only. Thread-safe: it keeps no state but its root.
+
+    Attributes:
+        root: Absolute path of `docker/registry/v2`.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @classmethod
+    def open(cls, source: str) -> Self:
+        """Return the storage at, above or below the directory `source`.
+
+        Raises:
+            SourceError: There is none, or more than one.
+        """
+        return cls(storage_root(source))
+
+    def path(self, digest: Digest) -> str:
+        """Return the absolute path of the content of `digest`, whether it exists or not."""
+        return f"{self.root}/{layout.blob(digest)}"
+
+    def tags(self) -> Iterator[TaggedImage | UnreadableTag]:
+        """Yield every tag of every repository, sorted by repository, then tag.
+
+        A tag directory without `current/link` is yielded as unreadable: a registry that crashed
+        leaves such, and so does damage. Directories of blobs (`_layers`) are never entered.
+
+        Raises:
+            SourceError: The tree has no repositories, or their directory cannot be read.
+        """
+        found = False
+        for repository in self.repositories():
+            if isinstance(repository, UnreadableTag):
+                yield repository
+                continue
+            directory = layout.tags(repository)
+            try:
+                tags = sorted(os.listdir(f"{self.root}/{directory}"))
+            except FileNotFoundError:
+                continue  # every manifest was pushed by digest
+            except OSError as error:
+                yield _unreadable(repository, directory, error)
+                continue
+            for tag in tags:
+                found = True
+                yield self._tag(repository, tag)
+        if not found:
+            raise SourceError(
+                f"the registry in {self.root} has no tags",
+                hint="Harbor 2.15+, OpenShift and GitLab's metadata database keep tags elsewhere",
+            )
+
+    def repositories(self) -> Iterator[str | UnreadableTag]:
+        """Yield the path of every directory that has `_manifests`, sorted, as found on disk.
+
+        Spec: catalog.go, handleRepository of distribution 3.x (2.x looks for `_layers`, which a
+        repository without manifests may have; it has nothing to migrate).
+        """
+        pending = [""]
+        while pending:
+            name = pending.pop()
+            try:
+                with os.scandir(f"{self.root}/{layout.repository(name)}") as entries:
+                    children = sorted(entries, key=lambda entry: entry.name, reverse=True)
+            except FileNotFoundError:
+                continue  # deleted while we walk, or a registry without a single repository
+            except OSError as error:
+                yield _unreadable(name, layout.repository(name), error)
+                continue
+            for child in children:
+                below = f"{name}/{child.name}" if name else child.name
+                if child.name == layout.MANIFESTS:
+                    yield name
+                elif child.name.startswith("_"):
+                    continue
+                elif child.is_dir(follow_symlinks=False):
+                    pending.append(below)
+                elif child.is_symlink():
+                    message = "a symbolic link stands where a repository would, and is not followed"
+                    path = layout.repository(below)
+                    problem = Problem(Verdict.INVALID_NAME, printable(path), message)
+                    yield UnreadableTag(printable(below), problem)
+
+    def manifest(self, digest: Digest) -> tuple[bytes, Manifest]:
+        """Return the bytes of a manifest, which hash to `digest`, and what they say.
+
+        Raises:
+            ProblemError: It is missing, unreadable, damaged, or no manifest.
+        """
+        path = layout.blob(digest)
+        try:
+            content = _read(f"{self.root}/{path}", manifest.MAX_SIZE)
+        except FileNotFoundError:
+            message = f"the manifest {digest} is not in the blob store"
+            raise ProblemError(Verdict.MISSING_MANIFEST, path, message) from None
+        except OSError as error:
+            message = f"the manifest {digest} cannot be read: {error.strerror}"
+            raise ProblemError(Verdict.MISSING_MANIFEST, path, message) from None
+        if Digest.of(content, algorithm=digest.algorithm) != digest:
+            message = f"the manifest {digest} is damaged: its bytes have another digest"
+            raise ProblemError(Verdict.INVALID_MANIFEST, path, message)
+        try:
+            return content, manifest.parse(content)
+        except ManifestError as error:
+            message = f"the manifest {digest} cannot be used: {error}"
+            raise ProblemError(Verdict.INVALID_MANIFEST, path, message) from None
+
+    def blob(self, digest: Digest) -> BlobFile:
+        """Return the file of a blob or manifest, without opening it.
+
+        Raises:
+            ProblemError: It is missing or is not a regular file.
+        """
+        path = layout.blob(digest)
+        try:
+            status = os.lstat(f"{self.root}/{path}")
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            reason = "is not in the blob store" if missing else f"is unreadable: {error.strerror}"
+            message = f"the blob {digest} {reason}"
+            raise ProblemError(Verdict.MISSING_BLOB, path, message) from None
+        if not stat.S_ISREG(status.st_mode):
+            message = f"the blob {digest} is not a regular file"
+            raise ProblemError(Verdict.MISSING_BLOB, path, message)
+        return BlobFile(status.st_size, status.st_ino)
+
+    def _tag(self, repository: str, tag: str) -> TaggedImage | UnreadableTag:
+        path = layout.tag_link(repository, tag)
+        shown = printable(f"{repository}:{tag}")
+        try:
+            name = ImageName(parse_repository_name(repository), parse_tag(tag))
+        except ValueError as error:
+            problem = Problem(Verdict.INVALID_NAME, printable(path), f"{error}")
+            return UnreadableTag(shown, problem)
+        try:
+            content = _read(f"{self.root}/{path}", _LINK_LENGTH)
+        except OSError as error:
+            message = f"the tag's link file cannot be read: {error.strerror}"
+            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
+        if not content:
+            message = "the tag's link file is empty (the registry crashed while writing it)"
+            return UnreadableTag(shown, Problem(Verdict.EMPTY_LINK, path, message))
+        try:
+            return TaggedImage(name, Digest.parse(content.decode("ascii", "replace")))
+        except ValueError as error:
+            message = f"the tag's link file has no digest: {error}"
+            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
+
+
+def printable(path: str) -> str:
+    """Return a path as text that any terminal and JSON can show, whatever bytes it had."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _unreadable(name: str, path: str, error: OSError) -> UnreadableTag:
+    message = f"the repository's directory cannot be read: {error.strerror}"
+    return UnreadableTag(printable(name), Problem(Verdict.INVALID_LINK, printable(path), message))
+
+
+def _read(path: str, limit: int) -> bytes:
+    """Return the content of a regular file, at most `limit` + 1 bytes of it.
+
+    Neither a FIFO nor a device can make it wait, and a symbolic link is an error.
+
+    Raises:
+        OSError: It cannot be read or is not a regular file.
+    """
+    descriptor = os.open(path, _FLAGS)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "not a regular file")
+        return os.read(descriptor, min(status.st_size, limit) + 1)
+    finally:
+        os.close(descriptor)
