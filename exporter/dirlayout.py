@@ -61,6 +61,11 @@ def work_directory(out: str) -> str:
     return f"{out}/{WORK}"
 
 
+def lock_file(out: str) -> str:
+    """Return the file whose lock says that one run at a time writes to OUT."""
+    return f"{work_directory(out)}/lock"
+
+
 def prepare(out: str) -> None:
     """Make OUT and the directory of ours in it, if they are not there.
 

@@ -10,10 +10,9 @@ from exporter import dirlayout, files, link
 from exporter.digest import Digest
 from exporter.errors import UsageError
 from exporter.events import Event, Exported, Failed, Observer, Started, silent
-from exporter.manifest import Manifest
-from exporter.plan import Closure, Selection, resolve
+from exporter.plan import Closure, Selection, resolve, select
 from exporter.reference import ImageName
-from exporter.storage import Storage, TaggedImage, UnreadableTag
+from exporter.storage import Storage, TaggedImage
 from exporter.storage.tree import BlobFile
 from exporter.verdict import ProblemError, Verdict
 
@@ -37,32 +36,6 @@ class ExportSummary:
     links: int = 0
     unique_bytes: int = 0
     linked_bytes: int = 0
-
-
-def select(storage: Storage, selection: Selection) -> tuple[list[TaggedImage], list[UnreadableTag]]:
-    """Return the selected images of a registry, and the selected tags that cannot be read.
-
-    Raises:
-        UsageError: Nothing matches.
-        SourceError: The registry has no tags at all.
-    """
-    images: list[TaggedImage] = []
-    unreadable: list[UnreadableTag] = []
-    for tag in storage.tags():
-        if tag.name in selection:
-            if isinstance(tag, TaggedImage):
-                images.append(tag)
-            else:
-                unreadable.append(tag)
-    if selection.names is not None:
-        found = {str(image.name) for image in images} | {tag.name for tag in unreadable}
-        missing = sorted(selection.names - found)
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UsageError(f"the registry has no {missing[0]}{more}")
-    if not images and not unreadable:
-        raise UsageError("no tag of the registry matches", hint="see them with: skopeo-dir list")
-    return images, unreadable
 
 
 def export(
@@ -90,7 +63,7 @@ def export(
         NoSpaceError: The file system is full; what was finished stays.
         SourceError: The registry has no tags.
     """
-    images, unreadable = select(storage, selection or Selection())
+    images, unreadable = select(storage.tags(), selection or Selection())
     observe(Started(verb="export", images=len(images) + len(unreadable)))
     summary = ExportSummary()
 
@@ -162,7 +135,7 @@ class _Builder:
     def build(self, digest: Digest, names: Iterable[ImageName]) -> Iterable[Event]:
         """Yield what became of each of the images that `digest` is tagged as."""
         try:
-            contents = self._contents(resolve(digest, self._read))
+            contents = self._contents(resolve(digest, self._storage.manifest))
         except ProblemError as error:
             problem = error.problem
             for name in names:
@@ -199,9 +172,6 @@ class _Builder:
         return {
             name: (self._blob(digest), self._storage.path(digest)) for name, digest in names.items()
         }
-
-    def _read(self, digest: Digest) -> Manifest:
-        return self._storage.manifest(digest)[1]
 
     def _blob(self, digest: Digest) -> BlobFile:
         found = self._blobs.get(digest)

@@ -24,6 +24,7 @@ _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 
 IMAGE_TYPES = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
 INDEX_TYPES = frozenset({DOCKER_LIST, OCI_INDEX})
+IMAGE_CONFIG_TYPES = frozenset({_DOCKER_CONFIG, _OCI_CONFIG})
 
 MAX_SIZE = 4 * 1024 * 1024
 """Largest manifest in bytes: what distribution and Harbor accept (handlers/manifests.go)."""
@@ -58,12 +59,14 @@ class Manifest:
 
     Attributes:
         media_type: One of the four constants of this module, guessed if undeclared.
+        size: Bytes of the manifest itself.
         config: Config blob of an image; None for an index.
         layers: Layer blobs in order, duplicates kept.
         children: Manifests that an index lists, in order, duplicates kept.
     """
 
     media_type: str
+    size: int
     config: Descriptor | None = None
     layers: tuple[Descriptor, ...] = ()
     children: tuple[Descriptor, ...] = ()
@@ -102,13 +105,14 @@ def parse(content: bytes) -> Manifest:
     if media_type in INDEX_TYPES:
         if value.get("layers") or value.get("config"):
             raise ManifestError("ambiguous: an index with layers or config")
-        return Manifest(media_type, children=_descriptors(value, "manifests"))
+        return Manifest(media_type, len(content), children=_descriptors(value, "manifests"))
     if value.get("manifests"):
         raise ManifestError("ambiguous: an image with manifests")
     if "config" not in value:
         raise ManifestError("config is missing")
     return Manifest(
         media_type,
+        len(content),
         config=_descriptor(value["config"], "config"),
         layers=_descriptors(value, "layers"),
     )

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from exporter.digest import Digest
+from exporter.errors import UsageError
 from exporter.manifest import Descriptor, Manifest
+from exporter.storage import TaggedImage, UnreadableTag
 from exporter.verdict import Problem, ProblemError
 
 ReadManifest = Callable[[Digest], Manifest]
@@ -87,6 +89,33 @@ class Selection:
             and (self._include is None or self._include.fullmatch(text) is not None)
             and (self._exclude is None or self._exclude.fullmatch(text) is None)
         )
+
+
+def select(
+    tags: Iterable[TaggedImage | UnreadableTag], selection: Selection
+) -> tuple[list[TaggedImage], list[UnreadableTag]]:
+    """Return the selected images of a registry, and the selected tags that cannot be read.
+
+    Raises:
+        UsageError: Nothing matches, or a name that was asked for is not there.
+    """
+    images: list[TaggedImage] = []
+    unreadable: list[UnreadableTag] = []
+    for tag in tags:
+        if tag.name in selection:
+            if isinstance(tag, TaggedImage):
+                images.append(tag)
+            else:
+                unreadable.append(tag)
+    if selection.names is not None:
+        found = {str(image.name) for image in images} | {tag.name for tag in unreadable}
+        missing = sorted(selection.names - found)
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UsageError(f"the registry has no {missing[0]}{more}")
+    if not images and not unreadable:
+        raise UsageError("no tag of the registry matches", hint="see them with: skopeo-dir list")
+    return images, unreadable
 
 
 def _any_of(globs: Iterable[str]) -> re.Pattern[str] | None:

@@ -132,8 +132,8 @@ class Storage:
                     problem = Problem(Verdict.INVALID_NAME, printable(path), message)
                     yield UnreadableTag(printable(below), problem)
 
-    def manifest(self, digest: Digest) -> tuple[bytes, Manifest]:
-        """Return the bytes of a manifest, which hash to `digest`, and what they say.
+    def manifest(self, digest: Digest) -> Manifest:
+        """Return the manifest whose bytes hash to `digest`.
 
         Raises:
             ProblemError: It is missing, unreadable, damaged, or no manifest.
@@ -151,7 +151,7 @@ class Storage:
             message = f"the manifest {digest} is damaged: its bytes have another digest"
             raise ProblemError(Verdict.INVALID_MANIFEST, path, message)
         try:
-            return content, manifest.parse(content)
+            return manifest.parse(content)
         except ManifestError as error:
             message = f"the manifest {digest} cannot be used: {error}"
             raise ProblemError(Verdict.INVALID_MANIFEST, path, message) from None

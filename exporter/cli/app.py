@@ -1,0 +1,82 @@
+"""The command `skopeo-dir`: its subcommands, and how errors and signals end it."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from exporter import __version__
+from exporter.cli.console import print_error
+from exporter.cli.export import export_images
+from exporter.cli.list import list_images
+from exporter.errors import EXIT_SOME_FAILED, Interrupted, SkopeoDirError
+
+app = typer.Typer(
+    name="skopeo-dir",
+    help="Move a Docker Distribution registry's storage to Harbor, and prove that it arrived.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"skopeo-dir {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Move a Docker Distribution registry's storage to Harbor, and prove that it arrived."""
+
+
+def _add(name: str, function: Callable[..., int]) -> None:
+    """Add a command: it returns its exit code, and its errors become a sentence and theirs."""
+
+    @functools.wraps(function)
+    def run(*args: object, **kwargs: object) -> NoReturn:
+        try:
+            code = function(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader of our output has gone (`| head`); the rest has nobody to go to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = EXIT_SOME_FAILED
+        except SkopeoDirError as error:
+            print_error(error)
+            code = error.exit_code
+        raise typer.Exit(code)
+
+    app.command(name)(run)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    # Once is a request to end in order, twice is the kernel's own way.
+    signal.signal(number, signal.SIG_DFL)
+    raise Interrupted(number)
+
+
+_add("list", list_images)
+_add("export", export_images)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `skopeo-dir` script."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()

@@ -1,0 +1,57 @@
+"""`skopeo-dir export`."""
+
+import os
+import sys
+
+from exporter import dirlayout, files
+from exporter.cli import options
+from exporter.cli.console import human_size, listening, print_json
+from exporter.cli.selection import selection
+from exporter.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from exporter.export import ExportSummary, export
+from exporter.storage import Storage
+
+
+def export_images(
+    source: options.Source,
+    out: options.Out,
+    *,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    from_file: options.FromFile = None,
+    json: options.Json = False,
+) -> int:
+    """Build a skopeo dir: image of hard links in OUT for every tag of a registry."""
+    storage = Storage.open(source)
+    wanted = selection(include, exclude, from_file)
+    out = out_directory(storage, out)
+    with files.locked(dirlayout.lock_file(out)), listening(json=json) as observe:
+        summary = export(storage, out, selection=wanted, observe=observe)
+    if json:
+        print_json("summary", summary)
+    else:
+        sys.stdout.write(f"{sentence(summary)}\n")
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+
+
+def out_directory(storage: Storage, out: str) -> str:
+    """Return the absolute path of OUT, made ready for an export.
+
+    Raises:
+        UsageError: OUT is inside the registry's storage, or is not fit.
+    """
+    path = os.path.realpath(out)
+    if os.path.commonpath([path, storage.root]) == storage.root:
+        raise UsageError(f"{out} is inside the registry's storage, which is never written to")
+    dirlayout.prepare(path)
+    return path
+
+
+def sentence(summary: ExportSummary) -> str:
+    """Return the summary for a person."""
+    saved = summary.linked_bytes - summary.unique_bytes
+    return (
+        f"exported {summary.images} images ({summary.unchanged} unchanged, "
+        f"{summary.failed} failed): {summary.links} links, "
+        f"{human_size(summary.unique_bytes)} of unique blobs, {human_size(saved)} saved by sharing"
+    )

@@ -1,0 +1,66 @@
+"""`skopeo-dir list`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from exporter.cli import options
+from exporter.cli.console import human_size, print_json
+from exporter.cli.selection import selection
+from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
+from exporter.inventory import Listed, inventory
+from exporter.plan import select
+from exporter.storage import Storage
+
+
+def list_images(
+    source: options.Source,
+    *,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    from_file: options.FromFile = None,
+    names: Annotated[
+        bool, typer.Option("--names", help="Print REPOSITORY:TAG lines and nothing else.")
+    ] = False,
+    json: options.Json = False,
+) -> int:
+    """List every image of a registry: name, digest, kind, platforms, size, shared size."""
+    storage = Storage.open(source)
+    wanted = selection(include, exclude, from_file)
+    if names:
+        images, unreadable = select(storage.tags(), wanted)
+        sys.stdout.writelines(f"{image.name}\n" for image in images)
+        for tag in unreadable:
+            print(f"{tag.name}: {tag.problem}", file=sys.stderr)  # noqa: T201
+        return EXIT_SOME_FAILED if unreadable else EXIT_OK
+    rows = list(inventory(storage, wanted))
+    if json:
+        for row in rows:
+            print_json("image", row)
+    else:
+        _print_table(rows)
+    return EXIT_SOME_FAILED if any(row.problem for row in rows) else EXIT_OK
+
+
+def _print_table(rows: list[Listed]) -> None:
+    """Print aligned columns, never cut: a digest that ends in `…` is of no use to anyone."""
+    header = ("NAME", "DIGEST", "KIND", "PLATFORMS", "SIZE", "SHARED")
+    table = [header] + [
+        (
+            row.name,
+            row.digest.partition(":")[2][:12],
+            row.kind,
+            ",".join(row.platforms) or "-",
+            human_size(row.size),
+            human_size(row.shared_size),
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    for row in rows:
+        if row.problem:
+            sys.stdout.write(f"{row.name}: {row.problem}\n")

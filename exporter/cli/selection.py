@@ -1,0 +1,35 @@
+"""From `--include`, `--exclude` and `--from-file` to a `Selection`."""
+
+import sys
+
+from exporter.errors import UsageError
+from exporter.plan import Selection
+
+
+def selection(
+    include: list[str] | None, exclude: list[str] | None, from_file: str | None
+) -> Selection:
+    """Return what the three options mean together: an image must pass all of them.
+
+    Raises:
+        UsageError: The file cannot be read or lists nothing.
+    """
+    names = None if from_file is None else _names(from_file)
+    return Selection(include=include or (), exclude=exclude or (), names=names)
+
+
+def _names(path: str) -> list[str]:
+    """Return the lines of a file, without blank ones and `#` comments."""
+    try:
+        if path == "-":
+            text = sys.stdin.read()
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    lines = (line.strip() for line in text.splitlines())
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise UsageError(f"{path} lists no image")
+    return names
