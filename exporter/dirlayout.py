@@ -18,14 +18,16 @@ Spec: containers/image, directory/directory_transport.go (manifestPath, layerPat
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
 
-from exporter import files
+from exporter import files, manifest
 from exporter.digest import Digest
 from exporter.errors import UsageError
+from exporter.manifest import Descriptor, Manifest, ManifestError
 from exporter.reference import ImageName
+from exporter.verdict import Problem, ProblemError, Verdict
 
 VERSION = b"Directory Transport Version: 1.1\n"
 MANIFEST = "manifest.json"
@@ -116,6 +118,72 @@ def staged(out: str) -> Iterator[ImageName]:
                 pending.append(f"{prefix}{name}/")
 
 
+def images(out: str) -> dict[ImageName, Digest]:
+    """Return every image that OUT has or should have, sorted by name, and its digest.
+
+    The digest is the one that the registry's link file named, from the record of the export. For
+    an image without a record (skopeo wrote it) it is that of the bytes of its `manifest.json`;
+    without such a file it is not an image.
+
+    Raises:
+        UsageError: OUT is not a directory, the record is damaged, or there is no image at all.
+    """
+    found = read_record(out)
+    for name in staged(out):
+        if name not in found:
+            try:
+                found[name] = Digest.of(_read(f"{image_directory(out, name)}/{MANIFEST}"))
+            except OSError:
+                continue
+    if not found:
+        raise UsageError(f"{out} holds no images", hint="make them with: skopeo-dir export")
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
+def read_manifest(directory: str, digest: Digest, *, root: Digest) -> Manifest:
+    """Return a manifest of an image directory: `root` is its `manifest.json`.
+
+    Raises:
+        ProblemError: It is missing, or its bytes have another digest than they must have.
+    """
+    name = MANIFEST if digest == root else child_manifest(digest)
+    path = f"{directory}/{name}"
+    try:
+        content = _read(path)
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
+        raise ProblemError(Verdict.MISSING_MANIFEST, path, f"{name} in OUT: {reason}") from None
+    if Digest.of(content, algorithm=digest.algorithm) != digest:
+        message = f"{name} in OUT is not {digest}: its bytes were changed"
+        raise ProblemError(Verdict.WRONG_DIGEST, path, message)
+    try:
+        return manifest.parse(content)
+    except ManifestError as error:
+        message = f"the manifest {digest} cannot be used: {error}"
+        raise ProblemError(Verdict.INVALID_MANIFEST, path, message) from None
+
+
+def blob_problems(directory: str, blobs: Iterable[Descriptor]) -> list[Problem]:
+    """Return what is wrong with the configs and layers of an image directory, by their sizes.
+
+    Skopeo does not look: what the destination has already is never read (copy/copy.go).
+    """
+    problems: list[Problem] = []
+    for expected in blobs:
+        path = f"{directory}/{blob(expected.digest)}"
+        try:
+            size = os.stat(path).st_size
+        except OSError as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
+            message = f"{expected.digest} in OUT: {reason}"
+            problems.append(Problem(Verdict.MISSING_BLOB, path, message))
+            continue
+        if size != expected.size:
+            message = f"{expected.digest} in OUT has {size} bytes instead of {expected.size}"
+            problems.append(Problem(Verdict.WRONG_SIZE, path, message))
+    return problems
+
+
 def read_record(out: str) -> dict[ImageName, Digest]:
     """Return what OUT should have: for every image the digest that the registry's link file named.
 
@@ -149,3 +217,8 @@ def write_record(out: str, images: Mapping[ImageName, Digest]) -> None:
         for name, digest in rows
     )
     files.write_atomically(f"{work_directory(out)}/images.jsonl", content)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(manifest.MAX_SIZE + 1)

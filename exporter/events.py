@@ -49,12 +49,16 @@ class Pushed:
         destination: `host/repository:tag`.
         digest: What the destination has now, equal to the source's.
         status: `pushed`, or `present` (it was there before).
+        mounted: Blobs taken over from another repository of the destination instead of sent.
+        tries: How many times skopeo was started.
     """
 
     name: str
     destination: str
     digest: str
     status: str
+    mounted: int = 0
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,8 @@ class Failed:
     Attributes:
         verb: `export`, `push` or `verify`.
         name: `repository:tag`.
-        error: A word for scripts: a verdict, `temporary`, `permanent`, `source` or `different`.
+        error: A word for scripts: a verdict of `check`, or `link`, `source`, `temporary`,
+            `permanent`, `missing`, `different` or `earlier` (an image that it needs has failed).
         message: One sentence.
     """
 

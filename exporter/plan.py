@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from exporter.digest import Digest
 from exporter.errors import UsageError
 from exporter.manifest import Descriptor, Manifest
 from exporter.storage import TaggedImage, UnreadableTag
 from exporter.verdict import Problem, ProblemError
+
+T = TypeVar("T")
 
 ReadManifest = Callable[[Digest], Manifest]
 """Returns a manifest by digest. Raises: ProblemError."""
@@ -80,12 +83,32 @@ class Selection:
     ) -> None:
         self._include = _any_of(include)
         self._exclude = _any_of(exclude)
-        self.names = None if names is None else frozenset(names)
+        self._names = None if names is None else frozenset(names)
 
-    def __contains__(self, name: object) -> bool:
-        text = str(name)
+    def pick(self, items: Iterable[T], name: Callable[[T], object]) -> list[T]:
+        """Return the items that are meant, in their order.
+
+        Args:
+            items: What there is.
+            name: Gives the `repository:tag` of an item.
+
+        Raises:
+            UsageError: None is meant, or one of the exact names is not there.
+        """
+        named = [(str(name(item)), item) for item in items]
+        if self._names is not None:
+            missing = sorted(self._names - {text for text, _ in named})
+            if missing:
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                raise UsageError(f"there is no image {missing[0]}{more}")
+        picked = [item for text, item in named if self._means(text)]
+        if not picked:
+            raise UsageError("no image matches the selection")
+        return picked
+
+    def _means(self, text: str) -> bool:
         return (
-            (self.names is None or text in self.names)
+            (self._names is None or text in self._names)
             and (self._include is None or self._include.fullmatch(text) is not None)
             and (self._exclude is None or self._exclude.fullmatch(text) is None)
         )
@@ -99,23 +122,9 @@ def select(
     Raises:
         UsageError: Nothing matches, or a name that was asked for is not there.
     """
-    images: list[TaggedImage] = []
-    unreadable: list[UnreadableTag] = []
-    for tag in tags:
-        if tag.name in selection:
-            if isinstance(tag, TaggedImage):
-                images.append(tag)
-            else:
-                unreadable.append(tag)
-    if selection.names is not None:
-        found = {str(image.name) for image in images} | {tag.name for tag in unreadable}
-        missing = sorted(selection.names - found)
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UsageError(f"the registry has no {missing[0]}{more}")
-    if not images and not unreadable:
-        raise UsageError("no tag of the registry matches", hint="see them with: skopeo-dir list")
-    return images, unreadable
+    picked = selection.pick(tags, lambda tag: tag.name)
+    images = [tag for tag in picked if isinstance(tag, TaggedImage)]
+    return images, [tag for tag in picked if isinstance(tag, UnreadableTag)]
 
 
 def _any_of(globs: Iterable[str]) -> re.Pattern[str] | None:

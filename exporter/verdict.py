@@ -13,6 +13,8 @@ class Verdict(StrEnum):
     OK = "ok"
     MISSING_BLOB = "missing-blob"
     MISSING_MANIFEST = "missing-manifest"
+    WRONG_SIZE = "wrong-size"
+    WRONG_DIGEST = "wrong-digest"
     EMPTY_LINK = "empty-link"
     INVALID_LINK = "invalid-link"
     INVALID_MANIFEST = "invalid-manifest"

@@ -14,6 +14,9 @@ from exporter import __version__
 from exporter.cli.console import print_error
 from exporter.cli.export import export_images
 from exporter.cli.list import list_images
+from exporter.cli.migrate import migrate
+from exporter.cli.push import push_images
+from exporter.cli.verify import verify_images
 from exporter.errors import EXIT_SOME_FAILED, Interrupted, SkopeoDirError
 
 app = typer.Typer(
@@ -73,6 +76,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 
 _add("list", list_images)
 _add("export", export_images)
+_add("push", push_images)
+_add("verify", verify_images)
+_add("migrate", migrate)
 
 
 def main() -> None:

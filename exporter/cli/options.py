@@ -53,7 +53,7 @@ FromFile = Annotated[
     ),
 ]
 
-_DESTINATION = "Destination (skopeo's own flags keep their names)"
+_DESTINATION = "Destination"
 Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", min=1, max=64, help="How many images at a time."),
@@ -92,7 +92,7 @@ PasswordFile = Annotated[
     ),
 ]
 TlsVerify = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--dest-tls-verify",
         metavar="BOOL",
@@ -107,5 +107,43 @@ CertDir = Annotated[
         metavar="DIR",
         rich_help_panel=_DESTINATION,
         help="Certificates (*.crt, *.cert, *.key) for the destination.",
+    ),
+]
+
+_SKOPEO = "Skopeo"
+Executable = Annotated[
+    str,
+    typer.Option(
+        "--skopeo", metavar="PATH", rich_help_panel=_SKOPEO, help="Which skopeo to start."
+    ),
+]
+RetryTimes = Annotated[
+    int,
+    typer.Option(
+        "--retry-times",
+        min=0,
+        rich_help_panel=_SKOPEO,
+        help="Skopeo's own retries, besides ours, which know what is worth one.",
+    ),
+]
+CommandTimeout = Annotated[
+    str | None,
+    typer.Option(
+        "--command-timeout",
+        metavar="DURATION",
+        rich_help_panel=_SKOPEO,
+        help="End a copy that takes longer, for example 90s or 2h.",
+    ),
+]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", metavar="FILE", rich_help_panel=_SKOPEO, help="Trust policy file for skopeo."
+    ),
+]
+InsecurePolicy = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-policy", rich_help_panel=_SKOPEO, help="Run skopeo without a trust policy."
     ),
 ]

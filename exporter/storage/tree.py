@@ -149,7 +149,7 @@ class Storage:
             raise ProblemError(Verdict.MISSING_MANIFEST, path, message) from None
         if Digest.of(content, algorithm=digest.algorithm) != digest:
             message = f"the manifest {digest} is damaged: its bytes have another digest"
-            raise ProblemError(Verdict.INVALID_MANIFEST, path, message)
+            raise ProblemError(Verdict.WRONG_DIGEST, path, message)
         try:
             return manifest.parse(content)
         except ManifestError as error:

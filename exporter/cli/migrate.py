@@ -1,0 +1,171 @@
+"""`skopeo-dir migrate`: export, push and verify in one go."""
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from exporter import dirlayout, files
+from exporter.cli import export as export_command
+from exporter.cli import options
+from exporter.cli import push as push_command
+from exporter.cli import verify as verify_command
+from exporter.cli.console import human_size, listening, print_json
+from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
+from exporter.cli.selection import selection
+from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
+from exporter.events import Event, Exported, Failed, Observer
+from exporter.export import export
+from exporter.plan import Selection
+from exporter.push import PushSummary, push
+from exporter.skopeo import Processes
+from exporter.storage import Storage
+from exporter.verify import VerifySummary, verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateSummary:
+    """What a migration did.
+
+    Attributes:
+        images: Tags that the source has, as far as they were selected.
+        unique_bytes: Size of the distinct files that the exported images consist of.
+        saved_bytes: What linking saves against a copy of each image.
+        pushed: Images that are at the destination.
+        verified: Images whose every digest the destination has.
+        failed: Images of which a step failed.
+        out: Where the exported images are.
+    """
+
+    images: int
+    unique_bytes: int
+    saved_bytes: int
+    pushed: int
+    verified: int
+    failed: int
+    out: str
+
+
+def migrate(
+    source: options.Source,
+    dest: options.Dest,
+    *,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="OUT",
+            help="Where the dir: images go: the source's file system. Default: SOURCE.skopeo-dir",
+        ),
+    ] = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    from_file: options.FromFile = None,
+    jobs: options.Jobs = 8,
+    authfile: options.Authfile = None,
+    username: options.Username = None,
+    password_stdin: options.PasswordStdin = False,
+    password_file: options.PasswordFile = None,
+    dest_tls_verify: options.TlsVerify = None,
+    dest_cert_dir: options.CertDir = None,
+    skopeo: options.Executable = "skopeo",
+    retry_times: options.RetryTimes = 0,
+    command_timeout: options.CommandTimeout = None,
+    policy: options.Policy = None,
+    insecure_policy: options.InsecurePolicy = False,
+    json: options.Json = False,
+) -> int:
+    """Export, push and verify in one go; run it again after anything, it goes on where it was."""
+    destination = parse_destination(dest)
+    access = Access(
+        authfile=authfile,
+        username=username,
+        password_stdin=password_stdin,
+        password_file=password_file,
+        dest_tls_verify=dest_tls_verify,
+        dest_cert_dir=dest_cert_dir,
+    )
+    engine = Engine(
+        executable=skopeo,
+        retry_times=retry_times,
+        command_timeout=command_timeout,
+        policy=policy,
+        insecure_policy=insecure_policy,
+    )
+    storage = Storage.open(source)
+    wanted = selection(include, exclude, from_file)
+    processes = Processes()
+    with connected(destination, access) as (client, access_with_authfile):
+        # What would stop the push is found before anything is built.
+        engine_found = find_skopeo(engine, access_with_authfile, processes)
+        client.ping()
+        path = export_command.out_directory(storage, out or default_out(storage))
+        with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
+            outcome = _Outcome(observe)
+            exported = export(storage, path, selection=wanted, observe=outcome)
+            whole = Selection(names=outcome.exported)
+            pushed, verified = PushSummary(), VerifySummary()
+            if outcome.exported:
+                pushed = push(
+                    path,
+                    destination,
+                    client=client,
+                    skopeo=engine_found,
+                    stop=processes.stop,
+                    selection=whole,
+                    jobs=jobs,
+                    observe=outcome,
+                )
+                verified = verify(
+                    path, destination, client=client, selection=whole, jobs=jobs, observe=outcome
+                )
+    summary = MigrateSummary(
+        images=exported.images + exported.failed,
+        unique_bytes=exported.unique_bytes,
+        saved_bytes=exported.linked_bytes - exported.unique_bytes,
+        pushed=pushed.images,
+        verified=verified.images,
+        failed=len(outcome.failed),
+        out=path,
+    )
+    if json:
+        print_json("summary", summary)
+    else:
+        sys.stdout.write(f"{export_command.sentence(exported)}\n")
+        sys.stdout.write(f"{push_command.sentence(pushed)}\n")
+        sys.stdout.write(f"{verify_command.sentence(verified)}\n")
+        sys.stdout.write(f"{_sentence(summary)}\n")
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+
+
+def default_out(storage: Storage) -> str:
+    """Return the directory beside the registry's own: `/var/lib/registry.skopeo-dir`."""
+    return storage.root.removesuffix("/v2").removesuffix("/docker/registry") + ".skopeo-dir"
+
+
+class _Outcome:
+    """Passes events on, and keeps the names of what was exported and of what failed."""
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self.exported: set[str] = set()
+        self.failed: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Exported):
+            self.exported.add(event.name)
+        elif isinstance(event, Failed):
+            self.failed.add(event.name)
+        self._observe(event)
+
+
+def _sentence(summary: MigrateSummary) -> str:
+    proof = "every image is proven" if not summary.failed else f"{summary.failed} images failed"
+    return (
+        f"{summary.images} images, {human_size(summary.unique_bytes)} of unique blobs, "
+        f"{human_size(summary.saved_bytes)} saved by linking: {summary.pushed} pushed, "
+        f"{summary.verified} verified, {summary.failed} failed; {proof}\n"
+        f"the images are in {os.path.relpath(summary.out)}; remove them when they are not needed"
+    )

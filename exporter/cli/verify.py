@@ -1,0 +1,62 @@
+"""`skopeo-dir verify`."""
+
+import os
+import sys
+
+from exporter.cli import options
+from exporter.cli.console import listening, print_json
+from exporter.cli.destination import Access, connected, parse_destination
+from exporter.cli.selection import selection
+from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
+from exporter.verify import VerifySummary, verify
+
+
+def verify_images(
+    out: options.Out,
+    dest: options.Dest,
+    *,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    from_file: options.FromFile = None,
+    jobs: options.Jobs = 8,
+    authfile: options.Authfile = None,
+    username: options.Username = None,
+    password_stdin: options.PasswordStdin = False,
+    password_file: options.PasswordFile = None,
+    dest_tls_verify: options.TlsVerify = None,
+    dest_cert_dir: options.CertDir = None,
+    json: options.Json = False,
+) -> int:
+    """Compare the digest of every tag, and of every child of an index, with the destination."""
+    destination = parse_destination(dest)
+    access = Access(
+        authfile=authfile,
+        username=username,
+        password_stdin=password_stdin,
+        password_file=password_file,
+        dest_tls_verify=dest_tls_verify,
+        dest_cert_dir=dest_cert_dir,
+    )
+    wanted = selection(include, exclude, from_file)
+    with connected(destination, access) as (client, _), listening(json=json) as observe:
+        summary = verify(
+            os.path.realpath(out),
+            destination,
+            client=client,
+            selection=wanted,
+            jobs=jobs,
+            observe=observe,
+        )
+    if json:
+        print_json("summary", summary)
+    else:
+        sys.stdout.write(f"{sentence(summary)}\n")
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+
+
+def sentence(summary: VerifySummary) -> str:
+    """Return the summary for a person."""
+    return (
+        f"verified {summary.images} images ({summary.failed} failed): "
+        f"{summary.manifests} digests are the same at the destination"
+    )

@@ -1,0 +1,142 @@
+"""Threads that work off a `Schedule`: retries, backing off, and ending in order on a signal."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from exporter.errors import Interrupted, SkopeoDirError, TemporaryDestinationError
+from exporter.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often, and how patiently, what failed for a temporary reason is tried again.
+
+    Attributes:
+        tries: Tries of an image in all, the first included.
+        first_seconds: Wait before the second try; it doubles each time, and is spread by half.
+        most_seconds: Longest wait, except where the destination itself asks for more.
+    """
+
+    tries: int = 5
+    first_seconds: float = 1.0
+    most_seconds: float = 60.0
+
+    def wait_seconds(self, failures: int, error: TemporaryDestinationError) -> float:
+        """Return how long to wait after that many failures (1 or more) of one image."""
+        backoff = min(self.first_seconds * 2.0 ** (failures - 1), self.most_seconds)
+        spread = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        return max(spread, error.retry_after_seconds or 0.0)
+
+
+Attempt = Callable[[int], SkopeoDirError | None]
+"""Tries one image and returns what went wrong, or None. Called by many threads at once."""
+
+Report = Callable[[int, SkopeoDirError | None, list[int]], None]
+"""Is told how an image ended and which images can never run now. Called by one thread at a time."""
+
+
+class Workers:
+    """Works off a schedule with up to `jobs` threads.
+
+    When the destination pushes back with a temporary error, fewer images run at a time: half as
+    many, then slowly one more, as TCP does. Meanwhile the failed image lets go of its blobs.
+
+    Args:
+        schedule: Which image may start when.
+        attempt: Does the work.
+        report: Is told the outcome.
+        jobs: Most images at a time.
+        retry: When to try again.
+    """
+
+    def __init__(
+        self, schedule: Schedule, attempt: Attempt, report: Report, *, jobs: int, retry: Retry
+    ) -> None:
+        self._schedule = schedule
+        self._attempt = attempt
+        self._report = report
+        self._jobs = jobs
+        self._retry = retry
+        self._changed = threading.Condition()
+        self._limit = float(jobs)
+        self._running = 0
+        self._failures: dict[int, int] = {}
+        self._delayed: list[tuple[float, int]] = []  # heap of (when to resume, image)
+        self._ended: BaseException | None = None
+
+    def run(self, *, stop: Callable[[int], None]) -> None:
+        """Return when every image has ended.
+
+        Args:
+            stop: Ends what the attempts are doing, given a signal number; may block until done.
+
+        Raises:
+            Interrupted: A signal was raised as this in the calling thread; nothing runs any more.
+            SkopeoDirError: An attempt could not go on at all; nothing runs any more.
+        """
+        threads = [threading.Thread(target=self._work) for _ in range(self._jobs)]
+        for thread in threads:
+            thread.start()
+        try:
+            with self._changed:
+                while not self._schedule.done and self._ended is None:
+                    self._changed.wait()
+        except Interrupted as error:
+            self._end(error)
+            stop(error.exit_code - 128)
+        finally:
+            for thread in threads:
+                thread.join()
+        if self._ended is not None:
+            raise self._ended
+
+    def _work(self) -> None:
+        try:
+            while (image := self._claim()) is not None:
+                self._finish(image, self._attempt(image))
+        except BaseException as error:  # noqa: BLE001 - it is raised again by `run`
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        with self._changed:
+            self._ended = self._ended or error
+            self._changed.notify_all()
+
+    def _claim(self) -> int | None:
+        """Wait for an image that may start; None if there will be none."""
+        with self._changed:
+            while not self._schedule.done and self._ended is None:
+                now = time.monotonic()
+                while self._delayed and self._delayed[0][0] <= now:
+                    self._schedule.resume(heappop(self._delayed)[1])
+                if self._running < int(self._limit):
+                    image = self._schedule.next()
+                    if image is not None:
+                        self._running += 1
+                        return image
+                self._changed.wait(self._delayed[0][0] - now if self._delayed else None)
+            return None
+
+    def _finish(self, image: int, error: SkopeoDirError | None) -> None:
+        with self._changed:
+            self._running -= 1
+            if error is None:
+                self._limit = min(self._limit + 1 / self._limit, float(self._jobs))
+                self._schedule.succeed(image)
+                self._report(image, None, [])
+            elif isinstance(error, TemporaryDestinationError) and self._may_retry(image):
+                self._limit = max(self._limit / 2, 1.0)
+                wait = self._retry.wait_seconds(self._failures[image], error)
+                self._schedule.suspend(image)
+                heappush(self._delayed, (time.monotonic() + wait, image))
+            else:
+                self._report(image, error, self._schedule.fail(image))
+            self._changed.notify_all()
+
+    def _may_retry(self, image: int) -> bool:
+        self._failures[image] = self._failures.get(image, 0) + 1
+        return self._failures[image] < self._retry.tries
