@@ -1,0 +1,20 @@
+"""Skopeo: its command line, its error texts, and its processes.
+
+It knows nothing of which image is pushed when.
+"""
+
+from exporter.skopeo.command import Mode, Options, Skopeo
+from exporter.skopeo.messages import MAX_SENTENCE, explain
+from exporter.skopeo.processes import GRACE_SECONDS, MAX_OUTPUT, Finished, Processes
+
+__all__ = [
+    "GRACE_SECONDS",
+    "MAX_OUTPUT",
+    "MAX_SENTENCE",
+    "Finished",
+    "Mode",
+    "Options",
+    "Processes",
+    "Skopeo",
+    "explain",
+]

@@ -1,0 +1,205 @@
+"""Skopeo's command line and capabilities.
+
+Spec: containers/skopeo, docs/skopeo-copy.1.md and cmd/skopeo.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Self
+
+from exporter.digest import Digest
+from exporter.errors import TemporaryDestinationError, UsageError
+from exporter.skopeo.messages import explain
+from exporter.skopeo.processes import Finished
+
+_REQUIRED = frozenset({"--preserve-digests", "--multi-arch", "--digestfile"})
+_INSTALL = "install it with the system's package manager, for example: apt-get install skopeo"
+
+
+class Mode(Enum):
+    """What a copy takes along, as arguments of `skopeo copy`.
+
+    Never both `--format` and `--preserve-digests`: skopeo then ignores the former silently.
+    """
+
+    ALL = ("--all", "--preserve-digests")
+    """The image, or the index with all its children; every digest stays what it is."""
+
+    INDEX_ONLY = ("--multi-arch", "index-only", "--preserve-digests")
+    """`manifest.json` alone; the destination already has all that it lists."""
+
+    CONVERT = ("--format", "v2s2")
+    """Docker schema 1 becomes schema 2, under another digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Flags of skopeo that users pass through, under skopeo's own names.
+
+    Attributes:
+        authfile: Passed as `--dest-authfile`.
+        dest_tls_verify: None leaves the choice to skopeo, which also asks registries.conf.
+        dest_cert_dir: Directory of `*.crt`, `*.cert` and `*.key`.
+        retry_times: Skopeo's own retries; zero because it cannot tell what is worth one.
+        policy: Path of a trust policy.
+        insecure_policy: Run without any trust policy.
+        command_timeout: As Go writes durations: `90s`, `10m`.
+    """
+
+    authfile: str | None = None
+    dest_tls_verify: bool | None = None
+    dest_cert_dir: str | None = None
+    retry_times: int = 0
+    policy: str | None = None
+    insecure_policy: bool = False
+    command_timeout: str | None = None
+
+    def global_flags(self) -> list[str]:
+        """Return the flags that stand before the sub-command."""
+        flags = ["--insecure-policy"] if self.insecure_policy else []
+        if self.policy is not None:
+            flags += ["--policy", self.policy]
+        if self.command_timeout is not None:
+            flags += ["--command-timeout", self.command_timeout]
+        return flags
+
+    def destination_flags(self) -> list[str]:
+        """Return the flags that `copy` and `sync` share."""
+        flags = ["--retry-times", str(self.retry_times)] if self.retry_times else []
+        if self.authfile is not None:
+            flags += ["--dest-authfile", self.authfile]
+        if self.dest_cert_dir is not None:
+            flags += ["--dest-cert-dir", self.dest_cert_dir]
+        if self.dest_tls_verify is not None:
+            flags.append(f"--dest-tls-verify={str(self.dest_tls_verify).lower()}")
+        return flags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skopeo:
+    """A skopeo that can do what we need. Thread-safe: it holds no state.
+
+    Attributes:
+        executable: Absolute path.
+        version: As it says itself; for people, never for decisions.
+        copy_flags: Every `--flag` that `skopeo copy --help` lists.
+        sync_flags: The same of `skopeo sync`; empty if there is no such command.
+        options: What the user passed through.
+        run: Starts a process and waits for it; `Processes.run`, or a fake.
+    """
+
+    executable: str
+    version: str
+    copy_flags: frozenset[str]
+    sync_flags: frozenset[str]
+    options: Options
+    run: Callable[[Sequence[str]], Finished] = field(repr=False)
+
+    @classmethod
+    def probe(
+        cls,
+        executable: str = "skopeo",
+        *,
+        options: Options,
+        run: Callable[[Sequence[str]], Finished],
+    ) -> Self:
+        """Find skopeo and ask it what it can do; its version is not trusted to tell.
+
+        Raises:
+            UsageError: It is missing or older than 1.6, or it would fail with these options for
+                every image: no trust policy, no authfile, no directory of certificates.
+        """
+        path = shutil.which(executable)
+        if path is None:
+            raise UsageError(f"{executable} not found", hint=_INSTALL)
+        version = run([path, "--version"]).stdout.strip().rpartition(" ")[2] or "unknown"
+        copy_flags = _flags(run([path, "copy", "--help"]).stdout)
+        if missing := _REQUIRED - copy_flags:
+            raise UsageError(
+                f"skopeo 1.6 or later is needed, found {version} without {min(missing)}",
+                hint=_INSTALL,
+            )
+        # Skopeo takes both of these absent for empty and goes on, anonymously.
+        if options.authfile is not None and not os.access(options.authfile, os.R_OK):
+            raise UsageError(f"cannot read the authfile {options.authfile}")
+        if options.dest_cert_dir is not None and not os.path.isdir(options.dest_cert_dir):
+            raise UsageError(f"no such directory of certificates: {options.dest_cert_dir}")
+        # The policy is loaded before any name is looked at, so a copy of nothing loads it alone.
+        nothing = "dir:/dev/null/nothing"
+        trial = run([path, *options.global_flags(), "copy", nothing, nothing])
+        if isinstance(error := explain(trial.stderr, source="/dev/null"), UsageError):
+            raise error
+        sync_flags = _flags(run([path, "sync", "--help"]).stdout)
+        return cls(
+            executable=path,
+            version=version,
+            copy_flags=copy_flags,
+            sync_flags=sync_flags,
+            options=options,
+            run=run,
+        )
+
+    def copy_command(
+        self, source: str, destination: str, *, mode: Mode = Mode.ALL, digestfile: str | None = None
+    ) -> list[str]:
+        """Return the command that pushes one image directory. Pure; it holds no secret.
+
+        Args:
+            source: Absolute path of a `dir:` image; it may hold colons.
+            destination: `host[:port]/repository`, then `:tag` or `@digest`.
+            mode: What is copied.
+            digestfile: Where skopeo writes the digest that it pushed; nowhere if None.
+        """
+        return [
+            self.executable,
+            *self.options.global_flags(),
+            "copy",
+            *mode.value,
+            *self.options.destination_flags(),
+            *(["--digestfile", digestfile] if digestfile is not None else []),
+            f"dir:{source}",
+            f"docker://{destination}",
+        ]
+
+    def copy(self, source: str, destination: str, *, mode: Mode = Mode.ALL) -> Digest:
+        """Push one image directory and return the digest that was pushed.
+
+        Blocks until skopeo has ended. Another call for the same image is harmless. Success says
+        that the destination took the manifest; that the digest is the right one is for the
+        caller to compare, because skopeo cannot know it.
+
+        Args:
+            source: See `copy_command`.
+            destination: See `copy_command`.
+            mode: See `copy_command`.
+
+        Raises:
+            TemporaryDestinationError: Another try may help. An error that we do not know counts
+                as this: a needless retry costs seconds, a needless failure costs the image.
+            PermanentDestinationError: Another try will not help.
+            SourceError: The directory is incomplete or damaged, or skopeo cannot copy its kind.
+            UsageError: Skopeo itself refused, and would for every image.
+            Interrupted: `Processes.stop` was called.
+        """
+        command = self.copy_command(source, destination, mode=mode, digestfile="/dev/stdout")
+        copy = command.index("copy")
+        # --quiet leaves stdout to the digest. --debug because a refused index is otherwise
+        # reported as "must be converted", see `_fatal`.
+        command[copy : copy + 1] = ["--debug", "copy", "--quiet"]
+        finished = self.run(command)
+        if finished.returncode < 0:
+            raise TemporaryDestinationError(f"skopeo was killed by signal {-finished.returncode}")
+        if finished.returncode != 0:
+            raise explain(finished.stderr, source=source)
+        try:
+            return Digest.parse(finished.stdout.strip())
+        except ValueError as error:
+            raise UsageError(f"skopeo did not say what it pushed: {error}") from None
+
+
+def _flags(usage: str) -> frozenset[str]:
+    return frozenset(re.findall(r"^\s*(?:-\w, )?(--[\w.-]+)", usage, re.MULTILINE))

@@ -1,0 +1,124 @@
+"""Processes: started, waited for, and ended with us. The only module that starts any."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from exporter.errors import Interrupted, UsageError
+
+GRACE_SECONDS = 5.0
+"""How long `Processes.stop` waits between SIGTERM and SIGKILL."""
+
+MAX_OUTPUT = 256 * 1024
+"""How much of the end of each output stream is read, in bytes; the fatal line is the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A process that has ended: its return code (-n if signal n killed it) and its outputs."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Processes:
+    """Runs processes to their end, and ends them all when told to. Thread-safe.
+
+    Each runs in its own process group, so ctrl-c in the terminal reaches us alone, with stdin
+    closed and with our environment. Where util-linux's setpriv is at hand the kernel kills the
+    process when we die, however we die. That signal follows the *thread* that forked
+    (prctl(2), PR_SET_PDEATHSIG), so `run` waits in the thread that starts the process.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped_by: int | None = None
+
+    def run(self, command: Sequence[str]) -> Finished:
+        """Run `command` and return what became of it, whatever its return code is.
+
+        Raises:
+            Interrupted: `stop` was called before it had succeeded.
+            UsageError: It cannot be started.
+        """
+        # Files, not pipes: no reader to starve, no limit to block on, and nothing is left behind.
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            process = self._start(command, stdout, stderr)
+            # WNOWAIT: until it is reaped, under the lock, nobody else can have its process id,
+            # so `stop` never signals a stranger.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            with self._changed:
+                returncode = process.wait()
+                self._running.discard(process)
+                self._changed.notify_all()
+                if returncode != 0 and self._stopped_by is not None:
+                    raise Interrupted(self._stopped_by)
+            return Finished(returncode, _tail(stdout), _tail(stderr))
+
+    def stop(self, signal_number: int, *, grace_seconds: float = GRACE_SECONDS) -> None:
+        """End every process, and let no other start; idempotent.
+
+        SIGTERM first, SIGKILL after the grace. Returns when all have ended. It takes a lock and
+        waits, so it is not for the inside of a signal handler.
+
+        Args:
+            signal_number: The signal that we were sent; `run` raises `Interrupted` with it.
+            grace_seconds: What a process may take to end by itself.
+        """
+        with self._changed:
+            self._stopped_by = signal_number
+            self._signal(signal.SIGTERM)
+            if not self._changed.wait_for(lambda: not self._running, grace_seconds):
+                self._signal(signal.SIGKILL)
+                self._changed.wait_for(lambda: not self._running, GRACE_SECONDS)
+
+    def _start(
+        self, command: Sequence[str], stdout: IO[bytes], stderr: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        with self._changed:
+            if self._stopped_by is not None:
+                raise Interrupted(self._stopped_by)
+            try:
+                process = subprocess.Popen(
+                    [*_dying_with_us(), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    process_group=0,
+                )
+            except OSError as error:
+                raise UsageError(f"cannot start {command[0]}: {error.strerror}") from error
+            self._running.add(process)
+            return process
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._running:
+            os.killpg(process.pid, number)
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - MAX_OUTPUT))
+    return file.read().decode(errors="replace")
+
+
+@functools.cache
+def _dying_with_us() -> tuple[str, ...]:
+    """Return what to put before a command so that it dies with us; nothing if that cannot be.
+
+    Not by `preexec_fn`: that runs Python between fork and exec, which threads make unsafe.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return ()
+    usage = subprocess.run([setpriv, "--help"], capture_output=True, text=True, check=False)
+    return (setpriv, "--pdeathsig", "KILL", "--") if "--pdeathsig" in usage.stdout else ()
