@@ -199,7 +199,9 @@ class StorageBuilder:
         config = image_config(layers) if config is None else config
         for content in (config, *layers):
             self.layer(repository, content)
-        return self.manifest(repository, tag, image_manifest(config, layers, kind=kind, extra=extra))
+        return self.manifest(
+            repository, tag, image_manifest(config, layers, kind=kind, extra=extra)
+        )
 
     def index(
         self,

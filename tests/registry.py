@@ -197,12 +197,18 @@ def _answers(host: str, *, tls: bool) -> bool:
 def _certify(state: Path, ca_dir: Path) -> dict[str, str]:
     """Make a self-signed certificate for 127.0.0.1 and return the registry's `tls` section."""
     certificate, key = ca_dir / "ca.crt", state / "server.key"
+    options = {
+        "-newkey": "ec",
+        "-pkeyopt": "ec_paramgen_curve:P-256",
+        "-days": "2",
+        "-subj": "/CN=127.0.0.1",
+        "-addext": "subjectAltName=IP:127.0.0.1,DNS:localhost",
+        "-keyout": str(key),
+        "-out": str(certificate),
+    }
+    arguments = (word for option in options.items() for word in option)
     subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=rig"
-        " -addext subjectAltName=IP:127.0.0.1,DNS:localhost".split()
-        + ["-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
+        ["openssl", "req", "-x509", "-nodes", *arguments], check=True, capture_output=True
     )
     return {"certificate": str(certificate), "key": str(key)}
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import BinaryIO
+from io import BufferedIOBase
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
@@ -64,7 +64,7 @@ def token_realm(upstream: str, *, username: str, password: str) -> Iterator[Toke
             else:
                 self.forward()
 
-        do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = answer
+        do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = answer  # noqa: N815 - inherited
 
         def issue(self, scopes: list[str]) -> None:
             if self.headers.get("Authorization") != account:
@@ -95,7 +95,11 @@ def token_realm(upstream: str, *, username: str, password: str) -> Iterator[Toke
                 self.wfile.write(content)
 
         def forward(self) -> None:
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_BY_HOP}
+            headers = {  # skopeo sends one Accept line a media type
+                name: ", ".join(self.headers.get_all(name, []))
+                for name in self.headers
+                if name.lower() not in _HOP_BY_HOP
+            }
             chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
             body = _chunks(self.rfile) if chunked else self.plain_body()
             connection = http.client.HTTPConnection(upstream, timeout=60)
@@ -155,7 +159,7 @@ def _single_actions(scopes: list[str]) -> frozenset[str]:
     return frozenset(f"{name}:{action}" for name, _, all_ in parts for action in all_.split(","))
 
 
-def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+def _chunks(stream: BufferedIOBase) -> Iterator[bytes]:
     """Yield the chunks of a chunked body. Spec: RFC 9112, section 7.1."""
     while size := int(stream.readline().partition(b";")[0], 16):
         yield stream.read(size)

@@ -1,6 +1,5 @@
 """`skopeo-dir migrate`: export, push and verify in one go."""
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -167,5 +166,5 @@ def _sentence(summary: MigrateSummary) -> str:
         f"{summary.images} images, {human_size(summary.unique_bytes)} of unique blobs, "
         f"{human_size(summary.saved_bytes)} saved by linking: {summary.pushed} pushed, "
         f"{summary.verified} verified, {summary.failed} failed; {proof}\n"
-        f"the images are in {os.path.relpath(summary.out)}; remove them when they are not needed"
+        f"the images are in {summary.out}; remove them when they are not needed"
     )
