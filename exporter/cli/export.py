@@ -2,14 +2,15 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from exporter import dirlayout, files
 from exporter.cli import options
 from exporter.cli.console import human_size, listening, print_json
-from exporter.cli.selection import selection
 from exporter.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
-from exporter.export import ExportSummary, export
-from exporter.storage import Storage
+
+if TYPE_CHECKING:
+    from exporter.export import ExportSummary
+    from exporter.storage import Storage
 
 
 def export_images(
@@ -22,6 +23,11 @@ def export_images(
     json: options.Json = False,
 ) -> int:
     """Build a skopeo dir: image of hard links in OUT for every tag of a registry."""
+    from exporter import dirlayout, files
+    from exporter.cli.selection import selection
+    from exporter.export import export
+    from exporter.storage import Storage
+
     storage = Storage.open(source)
     wanted = selection(include, exclude, from_file)
     out = out_directory(storage, out)
@@ -34,12 +40,14 @@ def export_images(
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
-def out_directory(storage: Storage, out: str) -> str:
+def out_directory(storage: "Storage", out: str) -> str:
     """Return the absolute path of OUT, made ready for an export.
 
     Raises:
         UsageError: OUT is inside the registry's storage, or is not fit.
     """
+    from exporter import dirlayout
+
     path = os.path.realpath(out)
     if os.path.commonpath([path, storage.root]) == storage.root:
         raise UsageError(f"{out} is inside the registry's storage, which is never written to")
@@ -47,7 +55,7 @@ def out_directory(storage: Storage, out: str) -> str:
     return path
 
 
-def sentence(summary: ExportSummary) -> str:
+def sentence(summary: "ExportSummary") -> str:
     """Return the summary for a person."""
     saved = summary.linked_bytes - summary.unique_bytes
     return (

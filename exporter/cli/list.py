@@ -1,17 +1,16 @@
 """`skopeo-dir list`."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from exporter.cli import options
 from exporter.cli.console import human_size, print_json
-from exporter.cli.selection import selection
 from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
-from exporter.inventory import Listed, inventory
-from exporter.plan import select
-from exporter.storage import Storage
+
+if TYPE_CHECKING:
+    from exporter.inventory import Listed
 
 
 def list_images(
@@ -26,6 +25,11 @@ def list_images(
     json: options.Json = False,
 ) -> int:
     """List every image of a registry: name, digest, kind, platforms, size, shared size."""
+    from exporter.cli.selection import selection
+    from exporter.inventory import inventory
+    from exporter.plan import select
+    from exporter.storage import Storage
+
     storage = Storage.open(source)
     wanted = selection(include, exclude, from_file)
     if names:
@@ -43,7 +47,7 @@ def list_images(
     return EXIT_SOME_FAILED if any(row.problem for row in rows) else EXIT_OK
 
 
-def _print_table(rows: list[Listed]) -> None:
+def _print_table(rows: "list[Listed]") -> None:
     """Print aligned columns, never cut: a digest that ends in `…` is of no use to anyone."""
     header = ("NAME", "DIGEST", "KIND", "PLATFORMS", "SIZE", "SHARED")
     table = [header] + [

@@ -2,26 +2,20 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter import dirlayout, files
 from exporter.cli import export as export_command
 from exporter.cli import options
 from exporter.cli import push as push_command
 from exporter.cli import verify as verify_command
 from exporter.cli.console import human_size, listening, print_json
-from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
-from exporter.cli.selection import selection
 from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
 from exporter.events import Event, Exported, Failed, Observer
-from exporter.export import export
-from exporter.plan import Selection
-from exporter.push import PushSummary, push
-from exporter.skopeo import Processes
-from exporter.storage import Storage
-from exporter.verify import VerifySummary, verify
+
+if TYPE_CHECKING:
+    from exporter.storage import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +71,16 @@ def migrate(
     json: options.Json = False,
 ) -> int:
     """Export, push and verify in one go; run it again after anything, it goes on where it was."""
+    from exporter import dirlayout, files
+    from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
+    from exporter.cli.selection import selection
+    from exporter.export import export
+    from exporter.plan import Selection
+    from exporter.push import PushSummary, push
+    from exporter.skopeo import Processes
+    from exporter.storage import Storage
+    from exporter.verify import VerifySummary, verify
+
     destination = parse_destination(dest)
     access = Access(
         authfile=authfile,
@@ -139,7 +143,7 @@ def migrate(
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
-def default_out(storage: Storage) -> str:
+def default_out(storage: "Storage") -> str:
     """Return the directory beside the registry's own: `/var/lib/registry.skopeo-dir`."""
     return storage.root.removesuffix("/v2").removesuffix("/docker/registry") + ".skopeo-dir"
 

@@ -2,15 +2,14 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from exporter import dirlayout, files
 from exporter.cli import options
 from exporter.cli.console import listening, print_json
-from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
-from exporter.cli.selection import selection
 from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
-from exporter.push import PushSummary, push
-from exporter.skopeo import Processes
+
+if TYPE_CHECKING:
+    from exporter.push import PushSummary
 
 
 def push_images(
@@ -35,6 +34,12 @@ def push_images(
     json: options.Json = False,
 ) -> int:
     """Push every image of OUT with skopeo copy, in parallel, each layer once."""
+    from exporter import dirlayout, files
+    from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
+    from exporter.cli.selection import selection
+    from exporter.push import push
+    from exporter.skopeo import Processes
+
     destination = parse_destination(dest)
     access = Access(
         authfile=authfile,
@@ -77,7 +82,7 @@ def push_images(
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
-def sentence(summary: PushSummary) -> str:
+def sentence(summary: "PushSummary") -> str:
     """Return the summary for a person."""
     return (
         f"pushed {summary.images} images ({summary.present} were there before, "

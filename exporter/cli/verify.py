@@ -2,13 +2,14 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from exporter.cli import options
 from exporter.cli.console import listening, print_json
-from exporter.cli.destination import Access, connected, parse_destination
-from exporter.cli.selection import selection
 from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
-from exporter.verify import VerifySummary, verify
+
+if TYPE_CHECKING:
+    from exporter.verify import VerifySummary
 
 
 def verify_images(
@@ -28,6 +29,10 @@ def verify_images(
     json: options.Json = False,
 ) -> int:
     """Compare the digest of every tag, and of every child of an index, with the destination."""
+    from exporter.cli.destination import Access, connected, parse_destination
+    from exporter.cli.selection import selection
+    from exporter.verify import verify
+
     destination = parse_destination(dest)
     access = Access(
         authfile=authfile,
@@ -54,7 +59,7 @@ def verify_images(
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
-def sentence(summary: VerifySummary) -> str:
+def sentence(summary: "VerifySummary") -> str:
     """Return the summary for a person."""
     return (
         f"verified {summary.images} images ({summary.failed} failed): "
