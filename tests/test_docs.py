@@ -1,6 +1,8 @@
 """README says what the program does: every command, every exit code, every flag that it shows."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,17 @@ COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-def
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_row_in_the_readme(command: str) -> None:
     assert f"| `skopeo-dir {command} " in README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_page(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "exporter", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(f"Usage: skopeo-dir {command} ")
 
 
 def test_the_readme_names_no_command_that_does_not_exist() -> None:

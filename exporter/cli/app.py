@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: no box, no markup in [brackets], no import of rich
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -85,4 +86,4 @@ def main() -> None:
     """Run the command line; the entry point of the `skopeo-dir` script."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    app(prog_name="skopeo-dir")

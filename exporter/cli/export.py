@@ -22,7 +22,11 @@ def export_images(
     from_file: options.FromFile = None,
     json: options.Json = False,
 ) -> int:
-    """Build a skopeo dir: image of hard links in OUT for every tag of a registry."""
+    """Build dir: images out of hard links.
+
+    Every tag of the registry becomes OUT/REPOSITORY:TAG, usable by any skopeo. Run it again to
+    bring OUT up to date, or to finish what was interrupted.
+    """
     from exporter import dirlayout, files
     from exporter.cli.selection import selection
     from exporter.export import export

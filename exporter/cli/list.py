@@ -24,7 +24,10 @@ def list_images(
     ] = False,
     json: options.Json = False,
 ) -> int:
-    """List every image of a registry: name, digest, kind, platforms, size, shared size."""
+    """List every image of a registry.
+
+    Name, digest, kind, platforms, size, and the size that it shares with others.
+    """
     from exporter.cli.selection import selection
     from exporter.inventory import inventory
     from exporter.plan import select

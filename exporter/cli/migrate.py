@@ -70,7 +70,10 @@ def migrate(
     insecure_policy: options.InsecurePolicy = False,
     json: options.Json = False,
 ) -> int:
-    """Export, push and verify in one go; run it again after anything, it goes on where it was."""
+    """Export, push and verify in one go.
+
+    Run it again after any interruption: it does what is left.
+    """
     from exporter import dirlayout, files
     from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection

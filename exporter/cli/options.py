@@ -24,13 +24,11 @@ Json = Annotated[
     typer.Option("--json", help="Print JSON Lines on stdout, each with a message_type."),
 ]
 
-_SELECTION = "Selection"
 Include = Annotated[
     list[str] | None,
     typer.Option(
         "--include",
         metavar="GLOB",
-        rich_help_panel=_SELECTION,
         help="Only images whose REPOSITORY:TAG matches; * stops at /, ** crosses it. Repeatable.",
     ),
 ]
@@ -39,7 +37,6 @@ Exclude = Annotated[
     typer.Option(
         "--exclude",
         metavar="GLOB",
-        rich_help_panel=_SELECTION,
         help="No images whose REPOSITORY:TAG matches. Repeatable.",
     ),
 ]
@@ -48,15 +45,13 @@ FromFile = Annotated[
     typer.Option(
         "--from-file",
         metavar="FILE",
-        rich_help_panel=_SELECTION,
         help="Only the images listed in FILE, one REPOSITORY:TAG a line; - reads stdin.",
     ),
 ]
 
-_DESTINATION = "Destination"
 Jobs = Annotated[
     int,
-    typer.Option("--jobs", "-j", min=1, max=64, help="How many images at a time."),
+    typer.Option("--jobs", "-j", metavar="N", min=1, max=64, help="How many images at a time."),
 ]
 Authfile = Annotated[
     str | None,
@@ -64,7 +59,6 @@ Authfile = Annotated[
         "--authfile",
         "--dest-authfile",
         metavar="FILE",
-        rich_help_panel=_DESTINATION,
         help="Credentials as `skopeo login` writes them; skopeo's default files otherwise.",
     ),
 ]
@@ -72,22 +66,19 @@ Username = Annotated[
     str | None,
     typer.Option(
         "--username",
-        rich_help_panel=_DESTINATION,
+        metavar="NAME",
         help="User or robot account; needs --password-stdin or --password-file.",
     ),
 ]
 PasswordStdin = Annotated[
     bool,
-    typer.Option(
-        "--password-stdin", rich_help_panel=_DESTINATION, help="Read the password from stdin."
-    ),
+    typer.Option("--password-stdin", help="Read the password from stdin."),
 ]
 PasswordFile = Annotated[
     str | None,
     typer.Option(
         "--password-file",
         metavar="FILE",
-        rich_help_panel=_DESTINATION,
         help="Read the password from FILE.",
     ),
 ]
@@ -96,7 +87,6 @@ TlsVerify = Annotated[
     typer.Option(
         "--dest-tls-verify",
         metavar="BOOL",
-        rich_help_panel=_DESTINATION,
         help="=false allows plain HTTP and unknown certificates.",
     ),
 ]
@@ -105,24 +95,20 @@ CertDir = Annotated[
     typer.Option(
         "--dest-cert-dir",
         metavar="DIR",
-        rich_help_panel=_DESTINATION,
         help="Certificates (*.crt, *.cert, *.key) for the destination.",
     ),
 ]
 
-_SKOPEO = "Skopeo"
 Executable = Annotated[
     str,
-    typer.Option(
-        "--skopeo", metavar="PATH", rich_help_panel=_SKOPEO, help="Which skopeo to start."
-    ),
+    typer.Option("--skopeo", metavar="PATH", help="Which skopeo to start."),
 ]
 RetryTimes = Annotated[
     int,
     typer.Option(
         "--retry-times",
+        metavar="N",
         min=0,
-        rich_help_panel=_SKOPEO,
         help="Skopeo's own retries, besides ours, which know what is worth one.",
     ),
 ]
@@ -131,19 +117,14 @@ CommandTimeout = Annotated[
     typer.Option(
         "--command-timeout",
         metavar="DURATION",
-        rich_help_panel=_SKOPEO,
         help="End a copy that takes longer, for example 90s or 2h.",
     ),
 ]
 Policy = Annotated[
     str | None,
-    typer.Option(
-        "--policy", metavar="FILE", rich_help_panel=_SKOPEO, help="Trust policy file for skopeo."
-    ),
+    typer.Option("--policy", metavar="FILE", help="Trust policy file for skopeo."),
 ]
 InsecurePolicy = Annotated[
     bool,
-    typer.Option(
-        "--insecure-policy", rich_help_panel=_SKOPEO, help="Run skopeo without a trust policy."
-    ),
+    typer.Option("--insecure-policy", help="Run skopeo without a trust policy."),
 ]

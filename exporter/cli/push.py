@@ -33,7 +33,11 @@ def push_images(
     insecure_policy: options.InsecurePolicy = False,
     json: options.Json = False,
 ) -> int:
-    """Push every image of OUT with skopeo copy, in parallel, each layer once."""
+    """Push the images of OUT with skopeo.
+
+    Several at a time, every layer once, and only what the destination lacks. Run it again to
+    finish what failed or was interrupted.
+    """
     from exporter import dirlayout, files
     from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection

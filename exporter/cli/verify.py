@@ -28,7 +28,10 @@ def verify_images(
     dest_cert_dir: options.CertDir = None,
     json: options.Json = False,
 ) -> int:
-    """Compare the digest of every tag, and of every child of an index, with the destination."""
+    """Compare the destination with OUT.
+
+    The digest of every tag, and of every child of an index, must be the same at both ends.
+    """
     from exporter.cli.destination import Access, connected, parse_destination
     from exporter.cli.selection import selection
     from exporter.verify import verify
