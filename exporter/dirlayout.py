@@ -93,7 +93,7 @@ def prepare(out: str) -> None:
 
 
 def staged(out: str) -> Iterator[ImageName]:
-    """Yield the name of every image directory below OUT, sorted; other directories are passed over.
+    """Yield the name of every image directory below OUT, in no order; others are passed over.
 
     Raises:
         UsageError: OUT is not a directory.
@@ -103,9 +103,7 @@ def staged(out: str) -> Iterator[ImageName]:
         prefix = pending.pop()
         try:
             with os.scandir(f"{out}/{prefix}") as entries:
-                names = sorted(
-                    (e.name for e in entries if e.is_dir(follow_symlinks=False)), reverse=True
-                )
+                names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
         except OSError as error:
             raise UsageError(f"{out}/{prefix} cannot be read: {error.strerror}") from None
         for name in names:
@@ -153,7 +151,8 @@ def read_manifest(directory: str, digest: Digest, *, root: Digest) -> Manifest:
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
         raise ProblemError(Verdict.MISSING_MANIFEST, path, f"{name} in OUT: {reason}") from None
-    if Digest.of(content, algorithm=digest.algorithm) != digest:
+    too_large = len(content) > manifest.MAX_SIZE  # and so not read to its end
+    if not too_large and Digest.of(content, algorithm=digest.algorithm) != digest:
         message = f"{name} in OUT is not {digest}: its bytes were changed"
         raise ProblemError(Verdict.WRONG_DIGEST, path, message)
     try:
@@ -196,7 +195,9 @@ def read_record(out: str) -> dict[ImageName, Digest]:
     try:
         with open(path, "rb") as file:
             rows = [orjson.loads(line) for line in file]
-        return {ImageName.parse(row["name"]): Digest.parse(row["digest"]) for row in rows}
+        return {
+            ImageName.parse(str(row["name"])): Digest.parse(str(row["digest"])) for row in rows
+        }
     except FileNotFoundError:
         return {}
     except OSError as error:

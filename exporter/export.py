@@ -112,6 +112,7 @@ class _Builder:
         self._version = f"{dirlayout.work_directory(out)}/{dirlayout.VERSION_FILE}"
         self._version_inode = os.stat(self._version).st_ino
         self._blobs: dict[Digest, BlobFile] = {}
+        self._counted: set[int] = set()  # inodes in `unique_bytes`
         self._parents: set[str] = set()
         self._serial = 0
 
@@ -154,9 +155,16 @@ class _Builder:
             self._summary.images += 1
             self._summary.unchanged += status == "unchanged"
             self._summary.linked_bytes += size
+            self._count_unique(blob for blob, _ in contents.values())
             yield Exported(
                 name=str(name), digest=digest, status=status, files=len(contents), size=size
             )
+
+    def _count_unique(self, blobs: Iterable[BlobFile]) -> None:
+        for blob in blobs:
+            if blob.inode not in self._counted:
+                self._counted.add(blob.inode)
+                self._summary.unique_bytes += blob.size
 
     def _contents(self, closure: Closure) -> dict[str, tuple[BlobFile, str]]:
         """Return the files of an image directory but `version`: name to source file and its path.
@@ -177,7 +185,6 @@ class _Builder:
         found = self._blobs.get(digest)
         if found is None:
             found = self._blobs[digest] = self._storage.blob(digest)
-            self._summary.unique_bytes += found.size
         return found
 
     def _place(self, name: ImageName, contents: dict[str, tuple[BlobFile, str]]) -> str:
@@ -202,10 +209,15 @@ class _Builder:
             shutil.rmtree(old)
             return "replaced"
         parent = os.path.dirname(final)
-        if parent not in self._parents:
-            os.makedirs(parent, exist_ok=True)
-            self._parents.add(parent)
-        os.rename(temporary, final)
+        try:
+            if parent not in self._parents:
+                os.makedirs(parent, exist_ok=True)
+                self._parents.add(parent)
+            os.rename(temporary, final)
+        except OSError as error:
+            if error.errno not in {errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY}:
+                raise
+            raise UsageError(f"something that is no image stands in the way of {final}") from None
         return "made"
 
     def _temporary(self) -> str:

@@ -65,9 +65,12 @@ def locked(path: str) -> Iterator[None]:
 
     Raises:
         LockedError: Another process holds it; the message names that process.
-        OSError: The file cannot be made.
+        SkopeoDirError: The file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise failure(error, path) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -107,6 +107,7 @@ def _summarise(closure: Closure, blobs: tuple[int, ...]) -> _Content:
 
 def _kind(root: Manifest) -> str:
     """Tell an OCI artifact by its config, as OCI image-spec, manifest.md does."""
-    if root.config is not None and root.config.media_type not in manifest.IMAGE_CONFIG_TYPES:
+    config = "" if root.config is None else root.config.media_type
+    if root.media_type == manifest.OCI_MANIFEST and config not in manifest.IMAGE_CONFIG_TYPES:
         return "oci-artifact"
     return _KINDS[root.media_type]

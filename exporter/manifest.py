@@ -43,7 +43,8 @@ class Descriptor:
         size: Bytes, as declared by the manifest.
         media_type: As declared; empty if absent.
         urls: True if the content may be fetched elsewhere, so storage need not have it.
-        platform: `os/architecture[/variant]` of an index entry; empty if absent.
+        platform: `os/architecture[/variant]` of an index entry, as far as it is there and fit for
+            a terminal; empty otherwise.
     """
 
     digest: Digest
@@ -92,9 +93,7 @@ def parse(content: bytes) -> Manifest:
         ManifestError: Too large, not JSON, of no kind that can be pushed, or a field is malformed.
     """
     if len(content) > MAX_SIZE:
-        raise ManifestError(
-            f"{len(content)} bytes, more than the {MAX_SIZE} that registries accept"
-        )
+        raise ManifestError(f"larger than the {MAX_SIZE} bytes that registries accept")
     try:
         value = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -128,8 +127,10 @@ def _media_type(value: dict[str, Any]) -> str:
     if isinstance(declared, str) and declared in IMAGE_TYPES | INDEX_TYPES:
         return declared
     version = value.get("schemaVersion")
-    if type(version) is not int or version != 2:
-        raise ManifestError(f"schemaVersion is {version!r}, not 2")
+    if type(version) is not int:
+        raise ManifestError("schemaVersion is missing or no number")
+    if version != 2:
+        raise ManifestError(f"schemaVersion is {version}, not 2")
     config = value.get("config")
     config_type = config.get("mediaType") if isinstance(config, dict) else None
     if config_type == _OCI_CONFIG:
@@ -177,4 +178,4 @@ def _platform(value: object) -> str:
         return ""
     fields = cast("dict[str, object]", value)
     parts = [fields.get(key) for key in ("os", "architecture", "variant")]
-    return "/".join(part for part in parts if isinstance(part, str) and part)
+    return "/".join(p for p in parts if isinstance(p, str) and p and p.isprintable())

@@ -71,7 +71,11 @@ class Selection:
         names: Exact names; an image must be one of them, if not None.
 
     A glob is matched against the whole of `repository:tag`: `*` and `?` stop at `/`, `**` crosses
-    it, `[…]` is a set. A glob without `:` means every tag of the repositories that it matches.
+    it, `[…]` is a set and `[!…]` what is not in it, `/` apart. A glob without `:` means every tag
+    of the repositories that it matches.
+
+    Raises:
+        UsageError: A glob has a set that cannot be, like `[z-a]`.
     """
 
     def __init__(
@@ -129,7 +133,10 @@ def select(
 
 def _any_of(globs: Iterable[str]) -> re.Pattern[str] | None:
     patterns = [_translate(glob if ":" in glob else f"{glob}:*") for glob in globs]
-    return re.compile("|".join(patterns)) if patterns else None
+    try:
+        return re.compile("|".join(patterns)) if patterns else None
+    except re.error as error:
+        raise UsageError(f"a glob cannot be used: {error.msg}") from None
 
 
 _TOKENS = re.compile(r"(\*\*|\*|\?|\[[^\]]+\])")
@@ -143,8 +150,9 @@ def _translate(glob: str) -> str:
             parts.append(wildcards[token])
         elif token.startswith("[") and token.endswith("]") and len(token) > 2:
             negated = token[1] in "!^"
-            members = re.escape(token[2 if negated else 1 : -1]).replace(r"\-", "-")
-            parts.append(f"[{'^' if negated else ''}{members}]")
+            members = re.escape(token[2 if negated else 1 : -1])
+            members = re.sub(r"(?<=\w)\\-(?=\w)", "-", members)  # a range; any other - is itself
+            parts.append(f"[{'^/' if negated else ''}{members}]")
         else:
             parts.append(re.escape(token))
     return "".join(parts)

@@ -79,9 +79,9 @@ class Workers:
             SkopeoDirError: An attempt could not go on at all; nothing runs any more.
         """
         threads = [threading.Thread(target=self._work) for _ in range(self._jobs)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             with self._changed:
                 while not self._schedule.done and self._ended is None:
                     self._changed.wait()
@@ -90,7 +90,8 @@ class Workers:
             stop(error.exit_code - 128)
         finally:
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # the signal may have come before it was started
+                    thread.join()
         if self._ended is not None:
             raise self._ended
 

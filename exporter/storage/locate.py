@@ -60,7 +60,7 @@ def _below(start: str) -> list[str]:
     """Return the roots below `start`, nearest first, in a bounded breadth-first search."""
     found: list[str] = []
     level, seen = [start], 0
-    for _ in range(_DEPTH + len(("docker", "registry", "v2"))):
+    for _ in range(1 + _DEPTH + len(("docker", "registry", "v2"))):
         following: list[str] = []
         for directory in level:
             seen += 1

@@ -77,11 +77,12 @@ class Storage:
         leaves such, and so does damage. Directories of blobs (`_layers`) are never entered.
 
         Raises:
-            SourceError: The tree has no repositories, or their directory cannot be read.
+            SourceError: The registry has no tags, or its repositories cannot be read.
         """
         found = False
         for repository in self.repositories():
             if isinstance(repository, UnreadableTag):
+                found = True
                 yield repository
                 continue
             directory = layout.tags(repository)
@@ -90,6 +91,7 @@ class Storage:
             except FileNotFoundError:
                 continue  # every manifest was pushed by digest
             except OSError as error:
+                found = True
                 yield _unreadable(repository, directory, error)
                 continue
             for tag in tags:
@@ -106,6 +108,9 @@ class Storage:
 
         Spec: catalog.go, handleRepository of distribution 3.x (2.x looks for `_layers`, which a
         repository without manifests may have; it has nothing to migrate).
+
+        Raises:
+            SourceError: The directory of all repositories cannot be read.
         """
         pending = [""]
         while pending:
@@ -116,6 +121,10 @@ class Storage:
             except FileNotFoundError:
                 continue  # deleted while we walk, or a registry without a single repository
             except OSError as error:
+                if not name:
+                    raise SourceError(
+                        f"{self.root}/repositories cannot be read: {error.strerror}"
+                    ) from None
                 yield _unreadable(name, layout.repository(name), error)
                 continue
             for child in children:
@@ -147,7 +156,8 @@ class Storage:
         except OSError as error:
             message = f"the manifest {digest} cannot be read: {error.strerror}"
             raise ProblemError(Verdict.MISSING_MANIFEST, path, message) from None
-        if Digest.of(content, algorithm=digest.algorithm) != digest:
+        too_large = len(content) > manifest.MAX_SIZE  # and so not read to its end
+        if not too_large and Digest.of(content, algorithm=digest.algorithm) != digest:
             message = f"the manifest {digest} is damaged: its bytes have another digest"
             raise ProblemError(Verdict.WRONG_DIGEST, path, message)
         try:
