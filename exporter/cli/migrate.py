@@ -56,6 +56,7 @@ def migrate(
     include: options.Include = None,
     exclude: options.Exclude = None,
     from_file: options.FromFile = None,
+    untagged: options.Untagged = False,
     jobs: options.Jobs = 8,
     authfile: options.Authfile = None,
     username: options.Username = None,
@@ -110,7 +111,7 @@ def migrate(
         path = export_command.out_directory(storage, out or default_out(storage))
         with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
             outcome = _Outcome(observe)
-            exported = export(storage, path, selection=wanted, observe=outcome)
+            exported = export(storage, path, selection=wanted, untagged=untagged, observe=outcome)
             whole = Selection(names=outcome.exported)
             pushed, verified = PushSummary(), VerifySummary()
             if outcome.exported:

@@ -49,6 +49,13 @@ FromFile = Annotated[
     ),
 ]
 
+Untagged = Annotated[
+    bool,
+    typer.Option(
+        "--untagged",
+        help="Also the manifests that no tag reaches, as REPOSITORY@DIGEST.",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", metavar="N", min=1, max=64, help="How many images at a time."),
