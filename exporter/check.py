@@ -86,7 +86,7 @@ def _checked(
     return Checked(
         name=name,
         digest=digest,
-        verdict=verdict,
+        verdict=str(verdict),
         migrates=verdict.migrates,
         findings=tuple(
             {

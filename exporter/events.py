@@ -82,7 +82,8 @@ class Pushed:
     Attributes:
         name: `repository:tag`.
         destination: `host/repository:tag`.
-        digest: What the destination has now, equal to the source's.
+        digest: What the destination has now; the source's, unless it had to be converted.
+        converted_from: The source's digest then; empty otherwise.
         status: `pushed`, or `present` (it was there before).
         mounted: Blobs taken over from another repository of the destination instead of sent.
         tries: How many times skopeo was started.
@@ -92,8 +93,22 @@ class Pushed:
     destination: str
     digest: str
     status: str
+    converted_from: str = ""
     mounted: int = 0
     tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """An image was left out, as asked.
+
+    Attributes:
+        name: `repository:tag`.
+        reason: One sentence.
+    """
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +146,7 @@ class Failed:
     message: str
 
 
-Event = Started | Hashed | Checked | Exported | Pushed | Verified | Failed
+Event = Started | Hashed | Checked | Exported | Pushed | Skipped | Verified | Failed
 Observer = Callable[[Event], None]
 
 

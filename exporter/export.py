@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from exporter import dirlayout, files, link
@@ -180,12 +181,19 @@ class _Builder:
                 raise ProblemError(problem.verdict, problem.path, problem.message)
         names = {dirlayout.MANIFEST: closure.root}
         names |= {dirlayout.child_manifest(digest): digest for digest in closure.children()}
-        for digest in closure.blobs:
+        for digest in (*closure.blobs, *self._present(closure.foreign)):
             stored = self.canonical(digest, repository)
             names |= dict.fromkeys(dirlayout.blob_names(digest), stored)
         return {
             name: (self.blob(digest), self._storage.path(digest)) for name, digest in names.items()
         }
+
+    def _present(self, digests: Iterable[Digest]) -> Iterator[Digest]:
+        """Yield the foreign layers that storage has all the same; skopeo takes them along, too."""
+        for digest in digests:
+            with suppress(ProblemError):
+                self.blob(digest)
+                yield digest
 
     def canonical(self, digest: Digest, repository: RepositoryName) -> Digest:
         """See `Storage.canonical`."""
@@ -197,10 +205,6 @@ class _Builder:
         if found is None:
             found = self._blobs[digest] = self._storage.blob(digest)
         return found
-
-    def hash(self, digest: Digest) -> Digest:
-        """See `Storage.hash`."""
-        return self._storage.hash(digest)
 
     def _failed(self, name: ImageName, digest: Digest, problem: Problem) -> Failed:
         """Return the failure of an image; a registry in use may have moved its tag meanwhile."""

@@ -174,12 +174,12 @@ def _schema1_layers(value: dict[str, Any]) -> tuple[Descriptor, ...]:
 def _descriptor(item: object, where: str) -> Descriptor:
     if not isinstance(item, dict):
         raise ManifestError(f"{where} is not an object")
-    size = item.get("size")
+    digest, size = _digest(item, "digest", where), item.get("size")
     if type(size) is not int or size < 0:
         raise ManifestError(f"{where}.size is not a number of bytes")
     media_type = item.get("mediaType", "")
     return Descriptor(
-        _digest(item, "digest", where),
+        digest,
         size,
         media_type if isinstance(media_type, str) else "",
         urls=bool(item.get("urls")),

@@ -144,8 +144,24 @@ def test_a_destination_is_a_host_and_a_prefix(text: str, host: str, prefix: str)
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "docker://", "/a", "-h:1", "--flag", "http://h.example", "user@h.example", "h.example:"),
-        *("h.example:x", "h.example:٣", "h.example\n", "h.example/A", "h.example/../a", "h.example/a:b"),
+        *(
+            "",
+            "docker://",
+            "/a",
+            "-h:1",
+            "--flag",
+            "http://h.example",
+            "user@h.example",
+            "h.example:",
+        ),
+        *(
+            "h.example:x",
+            "h.example:٣",
+            "h.example\n",
+            "h.example/A",
+            "h.example/../a",
+            "h.example/a:b",
+        ),
         *("h.example//a", "é.example", "h.example:123456"),
     ],
 )

@@ -58,6 +58,7 @@ def migrate(
     from_file: options.FromFile = None,
     untagged: options.Untagged = False,
     jobs: options.Jobs = 8,
+    schema1: options.OldSchema = "convert",
     authfile: options.Authfile = None,
     username: options.Username = None,
     password_stdin: options.PasswordStdin = False,
@@ -80,7 +81,7 @@ def migrate(
     from exporter.cli.selection import selection
     from exporter.export import export
     from exporter.plan import Selection
-    from exporter.push import PushSummary, push
+    from exporter.push import PushSummary, Schema1, push
     from exporter.skopeo import Processes
     from exporter.storage import Storage
     from exporter.verify import VerifySummary, verify
@@ -123,6 +124,7 @@ def migrate(
                     stop=processes.stop,
                     selection=whole,
                     jobs=jobs,
+                    schema1=Schema1(schema1),
                     observe=outcome,
                 )
                 verified = verify(
