@@ -20,6 +20,7 @@ from exporter.storage import Storage
 from tests.builders import StorageBuilder, image_config, image_manifest
 from tests.snapshot import snapshot
 
+EXPORT = [sys.executable, "-m", "exporter", "export"]
 VERSION = b"Directory Transport Version: 1.1\n"
 
 
@@ -330,11 +331,20 @@ def test_a_run_killed_at_any_change_leaves_whole_images_and_the_next_one_finishe
         run(registry, out, include=["a"])
         before = inodes(out / "a:moves")
         registry.link("a", "_manifests/tags/moves/current", new)
+        # link or linkat and so on: which one it is depends on the machine
+        inject = f"inject=/^{call}:signal=KILL:when={kills + 1}"
         killed = subprocess.run(
-            # link and linkat and so on: which one it is depends on the architecture
-            ["strace", "-f", "-o", "/dev/null"]
-            + ["-e", f"inject=/^{call}:signal=KILL:when={kills + 1}"]
-            + [sys.executable, "-m", "exporter", "export", str(registry.root), str(out)],
+            [
+                "strace",
+                "-f",
+                "-o",
+                "/dev/null",
+                "-e",
+                inject,
+                *EXPORT,
+                str(registry.root),
+                str(out),
+            ],
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             check=False,

@@ -122,7 +122,7 @@ def test_an_image_name_comes_back_from_its_text(repository: str, reference: str)
     "text", ["a", "a:", ":a", "a@sha256:00", f"a:b@{DIGEST}", f"@{DIGEST}", "a:b\n", "a:b:c", ""]
 )
 def test_what_is_no_image_name_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not a |no tag"):
+    with pytest.raises(ValueError, match=r"not a |no tag"):
         ImageName.parse(text)
 
 

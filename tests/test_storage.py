@@ -264,13 +264,19 @@ def test_neither_layers_nor_uploads_are_ever_entered(
     registry.image("team/app", "v1", [b"layer"])
     (registry.v2 / "repositories/team/app/_uploads").mkdir()
     trace = tmp_path / "trace"
-    out = [tmp_path / "out"] if command == ["export"] else []
-    subprocess.run(
-        ["strace", "-f", "-o", trace, "-e", "trace=%file"]
-        + [sys.executable, "-m", "exporter", *command, registry.root, *out],
-        check=True,
-        capture_output=True,
-    )
+    strace = [
+        "strace",
+        "-f",
+        "-o",
+        str(trace),
+        "-e",
+        "trace=%file",
+        sys.executable,
+        "-m",
+        "exporter",
+    ]
+    out = [str(tmp_path / "out")] if command == ["export"] else []
+    subprocess.run([*strace, *command, str(registry.root), *out], check=True, capture_output=True)
     seen = trace.read_text()
     assert "repositories/team/app/_manifests/tags" in seen
     assert "/_layers" not in seen
