@@ -3,9 +3,10 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from exporter import manifest
@@ -18,6 +19,7 @@ from exporter.storage.locate import storage_root
 from exporter.verdict import Problem, ProblemError, Verdict
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITING_SECONDS = 0.25  # more than a registry takes between the two steps of writing a tag
 _LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
 
 
@@ -36,10 +38,12 @@ class UnreadableTag:
     Attributes:
         name: `<repository>:<tag>`, or a repository alone; printable, not a valid name.
         problem: Why.
+        image: The valid name of the tag, if it has one.
     """
 
     name: str
     problem: Problem
+    image: ImageName | None = None
 
 
 class BlobFile(NamedTuple):
@@ -112,6 +116,25 @@ class Storage:
                 content = _read(f"{directory}/{name}/link", _LINK_LENGTH)
                 found.append(Digest.parse(content.decode("ascii", "replace")))
         return found
+
+    def still_unreadable(self, tags: Sequence[UnreadableTag]) -> list[UnreadableTag]:
+        """Read tags once more, after a moment; those that were only being written have changed.
+
+        Spec: registry/storage/tagstore.go, Tag: the directory of a tag is there before its link;
+        filesystem/driver.go, PutContent: 2.x empties a link before it writes it.
+        """
+        if any(tag.image is not None for tag in tags):
+            time.sleep(_WRITING_SECONDS)
+        return [self._again(tag) for tag in tags]
+
+    def _again(self, tag: UnreadableTag) -> UnreadableTag:
+        name = tag.image
+        if name is None or self._tag(name.repository, name.reference) == tag:
+            directory = layout.tags(name.repository) + f"/{name.reference}" if name else ""
+            if not name or os.path.lexists(f"{self.root}/{directory}"):
+                return tag
+        message = "the tag was written or deleted during the scan"
+        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, "", message))
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
@@ -263,15 +286,15 @@ class Storage:
             content = _read(f"{self.root}/{path}", _LINK_LENGTH)
         except OSError as error:
             message = f"the tag's link file cannot be read: {error.strerror}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
+            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message), name)
         if not content:
             message = "the tag's link file is empty (the registry crashed while writing it)"
-            return UnreadableTag(shown, Problem(Verdict.EMPTY_LINK, path, message))
+            return UnreadableTag(shown, Problem(Verdict.EMPTY_LINK, path, message), name)
         try:
             return TaggedImage(name, Digest.parse(content.decode("ascii", "replace")))
         except ValueError as error:
             message = f"the tag's link file has no digest: {error}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
+            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message), name)
 
 
 def printable(path: str) -> str:
