@@ -2,8 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from exporter import manifest
@@ -16,7 +16,7 @@ from exporter.storage.locate import storage_root
 from exporter.verdict import Problem, ProblemError, Verdict
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
+LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,33 @@ class BlobFile(NamedTuple):
     inode: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archived:
+    """What an archive says besides the tree that was made of it.
+
+    Attributes:
+        name: What the user calls the archive.
+        sizes: Bytes of blobs that the archive has and the tree need not have.
+        problems: Blobs that the archive has, but not whole.
+        unreadable: Tags that cannot be a link file in the tree.
+    """
+
+    name: str
+    sizes: Mapping[Digest, int] = field(default_factory=dict)
+    problems: Mapping[Digest, Problem] = field(default_factory=dict)
+    unreadable: Sequence[UnreadableTag] = ()
+
+
 class Storage:
-    """One registry's storage tree, read only. Thread-safe: it keeps no state but its root.
+    """One registry's storage tree, read only. Thread-safe: it never changes.
 
     Attributes:
         root: Absolute path of `docker/registry/v2`.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, archived: Archived | None = None) -> None:
         self.root = root
+        self._archived = archived or Archived(name=root)
 
     @classmethod
     def open(cls, source: str) -> Self:
@@ -97,9 +115,10 @@ class Storage:
             for tag in tags:
                 found = True
                 yield self._tag(repository, tag)
-        if not found:
+        yield from self._archived.unreadable
+        if not found and not self._archived.unreadable:
             raise SourceError(
-                f"the registry in {self.root} has no tags",
+                f"the registry in {self._archived.name} has no tags",
                 hint="Harbor 2.15+, OpenShift and GitLab's metadata database keep tags elsewhere",
             )
 
@@ -148,6 +167,7 @@ class Storage:
             ProblemError: It is missing, unreadable, damaged, or no manifest.
         """
         path = layout.blob(digest)
+        self._raise_problem(digest)
         try:
             content = _read(f"{self.root}/{path}", manifest.MAX_SIZE)
         except FileNotFoundError:
@@ -173,9 +193,12 @@ class Storage:
             ProblemError: It is missing or is not a regular file.
         """
         path = layout.blob(digest)
+        self._raise_problem(digest)
         try:
             status = os.lstat(f"{self.root}/{path}")
         except OSError as error:
+            if digest in self._archived.sizes:
+                return BlobFile(self._archived.sizes[digest], 0)
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             reason = "is not in the blob store" if missing else f"is unreadable: {error.strerror}"
             message = f"the blob {digest} {reason}"
@@ -184,6 +207,11 @@ class Storage:
             message = f"the blob {digest} is not a regular file"
             raise ProblemError(Verdict.MISSING_BLOB, path, message)
         return BlobFile(status.st_size, status.st_ino)
+
+    def _raise_problem(self, digest: Digest) -> None:
+        problem = self._archived.problems.get(digest)
+        if problem is not None:
+            raise ProblemError(problem.verdict, problem.path, problem.message)
 
     def _tag(self, repository: str, tag: str) -> TaggedImage | UnreadableTag:
         path = layout.tag_link(repository, tag)
@@ -194,7 +222,7 @@ class Storage:
             problem = Problem(Verdict.INVALID_NAME, printable(path), f"{error}")
             return UnreadableTag(shown, problem)
         try:
-            content = _read(f"{self.root}/{path}", _LINK_LENGTH)
+            content = _read(f"{self.root}/{path}", LINK_LENGTH)
         except OSError as error:
             message = f"the tag's link file cannot be read: {error.strerror}"
             return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
