@@ -314,10 +314,13 @@ def test_a_signal_ends_the_wait_for_a_stream(
     process.stdin.flush()
     first = process.stderr.readline()
     process.send_signal(number)
-    code = process.wait(20)
-    process.stdin.close()
-    with process.stderr as stderr:
-        said = first + stderr.read()
+    try:
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.stdin.close()
+        with process.stderr as stderr:
+            said = first + stderr.read()
     assert (code, b"Traceback" in said, b"Fatal" in said) == (128 + number, False, False)
 
 

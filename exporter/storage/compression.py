@@ -23,6 +23,7 @@ else:
 CHUNK = 1024 * 1024
 _PIECE = 64 * 1024  # what is unpacked at once, and so what is lost when a stream breaks in it
 _QUEUED = 8  # chunks that are unpacked ahead
+_PATIENCE_SECONDS = 0.5  # between two looks whether anybody still reads
 _XZ_MEMORY = 100 * 1024 * 1024  # `xz -9` needs 65 MiB
 _ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 
@@ -153,7 +154,7 @@ class Piped:
         self._chunk = b""
         self._offset = 0
         self._ended = False
-        self._closed = threading.Event()
+        self._closed = False
         # A daemon: nothing can wake it while it waits for a pipe that nobody writes to.
         threading.Thread(target=self._unpack, args=(file, head), daemon=True).start()
 
@@ -185,10 +186,20 @@ class Piped:
         return size - left
 
     def close(self) -> None:
-        """Let the thread end; it closes the file."""
-        self._closed.set()
-        while not self._chunks.empty():
-            self._chunks.get_nowait()
+        """Let the thread end; it closes the file.
+
+        The queue is left alone: a signal handler that raised in the midst of a `get` may have left
+        its lock taken, and whoever asks it anything then waits for ever.
+        """
+        self._closed = True
+
+    def _put(self, chunk: bytes) -> None:
+        while not self._closed:
+            try:
+                self._chunks.put(chunk, timeout=_PATIENCE_SECONDS)
+            except queue.Full:
+                continue
+            return
 
     def _unpack(self, file: BinaryIO, head: bytes) -> None:
         chunk: list[bytes] = []
@@ -201,16 +212,16 @@ class Piped:
                     chunk.append(piece)
                     size += len(piece)
                     if size >= CHUNK:
-                        self._chunks.put(b"".join(chunk))
+                        self._put(b"".join(chunk))
                         chunk, size = [], 0
-                    if self._closed.is_set():
+                    if self._closed:
                         return
         except _ERRORS as error:
             self.problem = f"the stream is damaged: {error}"
         finally:
             if size:
-                self._chunks.put(b"".join(chunk))
-            self._chunks.put(b"")
+                self._put(b"".join(chunk))
+            self._put(b"")
 
 
 def _plain(file: BinaryIO, head: bytes) -> Iterator[bytes]:
