@@ -41,9 +41,9 @@ class Digest(str):
     @property
     def algorithm(self) -> str:
         """`sha256`, `sha384` or `sha512`."""
-        return self.partition(":")[0]
+        return self[:6]  # all three have six characters
 
     @property
     def hex(self) -> str:
         """The part behind the colon."""
-        return self.partition(":")[2]
+        return self[7:]

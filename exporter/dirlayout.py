@@ -12,6 +12,7 @@ OUT/
     ├── lock
     ├── version                  the file that every image's `version` is a link of
     ├── building/                images being built; renamed when whole
+    ├── relay/                   what images are linked to where they cannot be to the registry
     └── unpacked/                blobs out of an archive, while it is exported
 ```
 
@@ -19,6 +20,7 @@ Spec: containers/image, directory/directory_transport.go (manifestPath, layerPat
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
@@ -34,7 +36,12 @@ VERSION = b"Directory Transport Version: 1.1\n"
 MANIFEST = "manifest.json"
 VERSION_FILE = "version"
 WORK = ".skopeo-dir"
+BUILDING = "building"
+RELAYS = "relay"
 _NAME_MAX = 255
+_OURS = re.compile(
+    r"version|manifest\.json|(?:sha(?:384|512)-)?[0-9a-f]{64,128}|[0-9a-f]{64,128}\.manifest\.json"
+)
 
 
 def child_manifest(digest: Digest) -> str:
@@ -94,7 +101,8 @@ def prepare(out: str) -> None:
                 f"{out} holds something else",
                 hint="give an empty directory, or one that is not there",
             )
-        os.makedirs(f"{work}/building", exist_ok=True)
+        for name in (BUILDING, RELAYS):
+            os.makedirs(f"{work}/{name}", exist_ok=True)
         version = f"{work}/{VERSION_FILE}"
         if not os.path.exists(version):
             files.write_atomically(version, VERSION)
@@ -148,6 +156,23 @@ def images(out: str) -> dict[ImageName, Digest]:
     if not found:
         raise UsageError(f"{out} holds no images", hint="make them with: skopeo-dir export")
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
+def foreign_files(directory: str) -> list[str]:
+    """Return the paths in an image directory that no export puts there, sorted.
+
+    Raises:
+        FileNotFoundError: There is no such directory.
+        NotADirectoryError: It is something else.
+    """
+    if os.path.islink(directory):
+        raise NotADirectoryError(directory)
+    with os.scandir(directory) as entries:
+        return sorted(
+            entry.path
+            for entry in entries
+            if _OURS.fullmatch(entry.name) is None or entry.is_dir(follow_symlinks=False)
+        )
 
 
 def blobs(out: str) -> dict[Digest, str]:

@@ -91,6 +91,19 @@ class Unpacked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Linking:
+    """How the registry's files will come into the images.
+
+    Attributes:
+        mode: `auto` (hard links), `hardlink`, `reflink`, `copy` or `symlink`.
+        reason: Why it is not what comes first; empty if it is, or was asked for.
+    """
+
+    mode: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
     """An image is whole in OUT.
 
@@ -98,7 +111,7 @@ class Exported:
         name: `repository:tag`.
         digest: Of its manifest.
         status: `made`, `replaced` (the tag had moved, or files were not right) or `unchanged`.
-        files: Hard links that the image consists of.
+        files: Files that the image consists of, `version` apart.
         size: Bytes of the image, shared ones included.
     """
 
@@ -107,6 +120,17 @@ class Exported:
     status: str
     files: int
     size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deleted:
+    """An image that the source no longer has is gone from OUT.
+
+    Attributes:
+        name: `repository:tag`.
+    """
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,13 +188,14 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An image could not be exported, pushed or verified; the others go on.
+    """An image could not be exported, deleted, pushed or verified; the others go on.
 
     Attributes:
         verb: `export`, `push` or `verify`.
         name: `repository:tag`.
         error: A word for scripts: a verdict of `check`, or `link`, `source`, `temporary`,
-            `permanent`, `missing`, `different` or `earlier` (an image that it needs has failed).
+            `permanent`, `missing`, `different`, `foreign` (not deleted: it holds what we did not
+            make) or `earlier` (an image that it needs has failed).
         message: One sentence.
     """
 
@@ -186,7 +211,9 @@ Event = (
     | Unpacked
     | Hashed
     | Checked
+    | Linking
     | Exported
+    | Deleted
     | Pushed
     | Skipped
     | Verified

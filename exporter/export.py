@@ -1,21 +1,27 @@
 """Build skopeo `dir:` images in OUT out of hard links to the registry's files."""
 
-import errno
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from exporter import dirlayout, files, link
+from exporter import dirlayout, files, link, prune
+from exporter.builder import Batch, Builder
 from exporter.digest import Digest
-from exporter.errors import UsageError
-from exporter.events import Event, Exported, Failed, Observer, Started, silent
-from exporter.plan import Closure, Selection, blob_problems, candidates, resolve, select
-from exporter.reference import ImageName, RepositoryName
+from exporter.errors import Interrupted, SkopeoDirError
+from exporter.events import Deleted, Event, Exported, Failed, Linking, Observer, Started, silent
+from exporter.forks import MAX_ITEMS, in_forks
+from exporter.link import LinkMode
+from exporter.plan import Selection, candidates, select
 from exporter.storage import Storage, TaggedImage
-from exporter.storage.tree import BlobFile
-from exporter.verdict import Problem, ProblemError, Verdict
+
+_BATCH = 32  # images that a process takes at a time
+_WORTH_FORKING = 512  # images; a fork costs as much as building some dozens
+_MOST_PROCESSES = 4
+_SYNC_EVERY_SECONDS = 1.0
+_SYNC_SHARE = 0.1  # of the time, at most
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,16 +31,22 @@ class ExportSummary:
     Attributes:
         images: Images that are whole in OUT.
         unchanged: Those of them that were right before.
-        failed: Images that could not be exported.
-        links: Hard links made.
-        unique_bytes: Size of the distinct files that the images consist of.
+        failed: Images that could not be exported, or not be deleted.
+        deleted: Images that the source no longer has, and OUT neither.
+        links: Hard links made; in mode `symlink` symbolic ones but for `version`.
+        reflinked: Files made that share the blocks of the registry's.
+        copied: Files copied.
+        unique_bytes: Size of the distinct files of the registry that the images consist of.
         linked_bytes: Size of the images added up; minus `unique_bytes` it is what linking saves.
     """
 
     images: int = 0
     unchanged: int = 0
     failed: int = 0
+    deleted: int = 0
     links: int = 0
+    reflinked: int = 0
+    copied: int = 0
     unique_bytes: int = 0
     linked_bytes: int = 0
 
@@ -45,224 +57,188 @@ def export(
     *,
     selection: Selection | None = None,
     untagged: bool = False,
+    link_mode: LinkMode = LinkMode.AUTO,
+    delete: bool = False,
+    processes: int | None = None,
     observe: Observer = silent,
 ) -> ExportSummary:
     """Bring OUT up to date with the registry: every selected tag as a whole `dir:` image.
 
     An image directory appears whole or not at all. What is right already is left alone, what is
     not is replaced, so running it again after any interruption finishes the work. A tag that
-    cannot be exported becomes a `Failed` event and the others go on. Everything that the summary
-    counts survives a power cut.
+    cannot be exported becomes a `Failed` event and the others go on. An image of which an event
+    tells survives a power cut.
 
     Args:
         storage: The source; never written to.
-        out: Directory on the same file system; made if absent. The caller holds its lock.
+        out: A directory that `dirlayout.prepare` made ready. The caller holds its lock.
         selection: Which tags; all by default.
         untagged: Also the manifests that no tag reaches.
+        link_mode: How files come into images.
+        delete: Also remove the selected images of earlier exports that the source no longer has.
+        processes: How many build images; None chooses. More than one only where no other thread
+            runs, see `forks`.
         observe: Is told about every image.
 
     Raises:
-        UsageError: Nothing matches, or hard links into OUT are impossible.
-        NoSpaceError: The file system is full; what was finished stays.
+        UsageError: Nothing matches, or there can be no such links in OUT.
+        NoSpaceError: The file system is full, or too small; what was finished stays.
         SourceError: The registry has no tags.
     """
-    images, unreadable = select(candidates(storage, untagged=untagged), selection or Selection())
+    selection = selection or Selection()
+    found = list(candidates(storage, untagged=untagged))
+    images, unreadable = select(found, selection)
     observe(Started(verb="export", images=len(images) + len(unreadable)))
-    summary = ExportSummary()
-
-    def tell(event: Event) -> None:
-        summary.failed += isinstance(event, Failed)
-        observe(event)
-
-    record = dirlayout.read_record(out) | {image.name: image.digest for image in images}
-    builder = _Builder(storage, out, existing=set(dirlayout.staged(out)), summary=summary)
+    teller = _Teller(out, observe)
     try:
-        builder.clean()
+        prune.clear_building(out)
+        earlier = dirlayout.read_record(out)
+        record = earlier | {image.name: image.digest for image in images}
         dirlayout.write_record(out, record)
-        builder.try_link(images)
-        for digest, names in _by_digest(images).items():
-            for event in builder.build(digest, names):
-                tell(event)
-        builder.clean()
-        files.sync(out)
+        mode, reason = _choose(link_mode, storage, out, images)
+        observe(Linking(mode=mode, reason=reason))
+        builder = Builder(storage, out, mode)
+        _require_room(out, images, builder)
+        _build(builder, images, processes or _useful(len(images)), teller)
+        prune.clear_building(out)
+        if delete:
+            there = {tag.name if isinstance(tag, TaggedImage) else tag.image for tag in found}
+            gone = [name for name in earlier if name not in there and storage.lacks(name)]
+            gone = [name for name in gone if selection.means(str(name))]
+            for name, event in zip(gone, prune.delete(out, gone), strict=True):
+                if isinstance(event, Deleted):
+                    del record[name]
+                teller.add(event)
+            dirlayout.write_record(out, record)
+        builder.remove_unused_relays()
+        teller.flush()
+    except BrokenPipeError:
+        raise  # whoever listened has gone
     except OSError as error:
         raise files.failure(error, out) from None
     for tag in storage.still_unreadable(unreadable):
         problem = tag.problem
-        tell(Failed(verb="export", name=tag.name, error=problem.verdict, message=problem.message))
-    return summary
+        teller.add(
+            Failed(verb="export", name=tag.name, error=problem.verdict, message=problem.message)
+        )
+    teller.tell()
+    return teller.summary
 
 
-def _by_digest(images: Iterable[TaggedImage]) -> dict[Digest, list[ImageName]]:
-    """Group names by digest, so that a manifest is read once however many tags share it."""
-    groups: dict[Digest, list[ImageName]] = {}
+def _choose(
+    mode: LinkMode, storage: Storage, out: str, images: Iterable[TaggedImage]
+) -> tuple[LinkMode, str]:
+    """Try the mode with any file of the registry: refuse before anything is built."""
+    building = f"{dirlayout.work_directory(out)}/{dirlayout.BUILDING}"
     for image in images:
-        groups.setdefault(image.digest, []).append(image.name)
-    return groups
+        path = storage.path(image.digest)
+        if os.path.isfile(path):
+            return link.choose(mode, path, building)
+    return mode, ""
 
 
-class _Builder:
-    """Builds image directories under OUT/.skopeo-dir/building and renames them into place."""
+def _require_room(out: str, images: Sequence[TaggedImage], builder: Builder) -> None:
+    """Refuse what cannot fit: a directory for each image, and what has to be copied."""
+    room = files.Room.of(out)
+    directories = sum(not builder.has(image.name) for image in images)
+    sizes = builder.files_needed({image.digest for image in images})
+    room.require(
+        out,
+        size=sum(sizes) + directories * room.block,
+        inodes=len(sizes) + directories,
+        hint="choose another OUT, or fewer images with --include",
+    )
 
-    def __init__(
-        self, storage: Storage, out: str, *, existing: set[ImageName], summary: ExportSummary
-    ) -> None:
-        self._storage = storage
-        self._out = out
-        self._existing = existing
-        self._summary = summary
-        self._work = f"{dirlayout.work_directory(out)}/building"
-        self._version = f"{dirlayout.work_directory(out)}/{dirlayout.VERSION_FILE}"
-        self._version_inode = os.stat(self._version).st_ino
-        self._blobs: dict[Digest, BlobFile] = {}
-        self._counted: set[int] = set()  # inodes in `unique_bytes`
-        self._parents: set[str] = set()
-        self._serial = 0
 
-    def clean(self) -> None:
-        """Remove what an interrupted run left half built."""
-        with os.scandir(self._work) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+def _in_batches(images: Sequence[TaggedImage], processes: int) -> list[list[TaggedImage]]:
+    """Let images of one digest follow each other: manifests are read once however many tags."""
+    by_digest: dict[Digest, list[TaggedImage]] = {}
+    for image in images:
+        by_digest.setdefault(image.digest, []).append(image)
+    ordered = [image for group in by_digest.values() for image in group]
+    size = max(1, min(_BATCH, len(ordered) // (8 * processes)), -(-len(ordered) // MAX_ITEMS))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
-    def try_link(self, images: Iterable[TaggedImage]) -> None:
-        """Link one file of the registry and take the link away: refuse before anything is built."""
-        for image in images:
-            path = self._storage.path(image.digest)
-            if os.path.isfile(path):
-                link.try_link(path, self._work)
-                return
 
-    def build(self, digest: Digest, names: Sequence[ImageName]) -> Iterable[Event]:
-        """Yield what became of each of the images that `digest` is tagged as."""
-        try:
-            contents = self._contents(resolve(digest, self._storage.manifest), names[0].repository)
-        except ProblemError as error:
-            for name in names:
-                yield self._failed(name, digest, error.problem)
-            return
-        size = sum(blob.size for blob, _ in contents.values())
-        for name in names:
-            try:
-                status = self._place(name, contents)
-            except ProblemError as error:
-                yield self._failed(name, digest, error.problem)
-                continue
-            except UsageError as error:
-                yield Failed(verb="export", name=str(name), error="link", message=error.message)
-                continue
-            self._summary.images += 1
-            self._summary.unchanged += status == "unchanged"
-            self._summary.linked_bytes += size
-            self._count_unique(blob for blob, _ in contents.values())
-            yield Exported(
-                name=str(name), digest=digest, status=status, files=len(contents), size=size
-            )
+def _useful(images: int) -> int:
+    """Return how many processes to build with."""
+    if images < _WORTH_FORKING or threading.active_count() > 1:
+        return 1
+    return min(len(os.sched_getaffinity(0)), _MOST_PROCESSES)
 
-    def _count_unique(self, blobs: Iterable[BlobFile]) -> None:
-        for blob in blobs:
-            if blob.inode not in self._counted:
-                self._counted.add(blob.inode)
-                self._summary.unique_bytes += blob.size
 
-    def _contents(
-        self, closure: Closure, repository: RepositoryName
-    ) -> dict[str, tuple[BlobFile, str]]:
-        """Return the files of an image directory but `version`: name to source file and its path.
+def _build(
+    builder: Builder, images: Sequence[TaggedImage], processes: int, teller: "_Teller"
+) -> None:
+    """Build all batches; what was built is told even if the rest cannot be."""
+    batches = _in_batches(images, processes)
+    try:
+        with closing(in_forks(builder.build, batches, processes=processes)) as results:
+            for batch in results:
+                teller.add_batch(batch)
+                if batch.error is not None:
+                    raise batch.error
+    except Interrupted:
+        raise  # at once: telling may take as long as the listener likes
+    except SkopeoDirError:
+        with suppress(OSError):  # what is wrong is being told already
+            prune.clear_building(teller.out)
+        teller.flush()
+        raise
+
+
+class _Teller:
+    """Adds up what was done, and tells of it once it would survive a power cut."""
+
+    def __init__(self, out: str, observe: Observer) -> None:
+        self.summary = ExportSummary()
+        self.out = out
+        self._observe = observe
+        self._waiting: list[Event] = []
+        self._inodes: set[int] = set()
+        self._next = time.monotonic() + _SYNC_EVERY_SECONDS
+
+    def add_batch(self, batch: Batch) -> None:
+        """Take note of a batch; from time to time, sync and tell."""
+        summary = self.summary
+        summary.links += batch.counts.linked + batch.counts.symlinked
+        summary.reflinked += batch.counts.reflinked
+        summary.copied += batch.counts.copied
+        new = batch.sizes.keys() - self._inodes
+        self._inodes |= new
+        summary.unique_bytes += sum(batch.sizes[inode] for inode in new)
+        for event in batch.events:
+            self.add(event)
+        if time.monotonic() >= self._next:
+            self.flush()
+
+    def add(self, event: Exported | Deleted | Failed) -> None:
+        """Take note of the fate of one image."""
+        summary = self.summary
+        if isinstance(event, Exported):
+            summary.images += 1
+            summary.unchanged += event.status == "unchanged"
+            summary.linked_bytes += event.size
+        elif isinstance(event, Deleted):
+            summary.deleted += 1
+        else:
+            summary.failed += 1
+        self._waiting.append(event)
+
+    def flush(self) -> None:
+        """Sync, then tell.
 
         Raises:
-            ProblemError: A manifest or blob is missing or unusable.
+            OSError: What was done may not survive.
         """
-        for problem in (*closure.problems, *blob_problems(closure, self, repository)):
-            if not problem.verdict.exports:
-                raise ProblemError(problem.verdict, problem.path, problem.message)
-        names = {dirlayout.MANIFEST: closure.root}
-        names |= {dirlayout.child_manifest(digest): digest for digest in closure.children()}
-        for digest in (*closure.blobs, *self._present(closure.foreign)):
-            stored = self.canonical(digest, repository)
-            names |= dict.fromkeys(dirlayout.blob_names(digest), stored)
-        return {
-            name: (self.blob(digest), self._storage.path(digest)) for name, digest in names.items()
-        }
+        began = time.monotonic()
+        files.sync(self.out)
+        ended = time.monotonic()
+        self._next = ended + max(_SYNC_EVERY_SECONDS, (ended - began) / _SYNC_SHARE)
+        self.tell()
 
-    def _present(self, digests: Iterable[Digest]) -> Iterator[Digest]:
-        """Yield the foreign layers that storage has all the same; skopeo takes them along, too."""
-        for digest in digests:
-            with suppress(ProblemError):
-                self.blob(digest)
-                yield digest
-
-    def canonical(self, digest: Digest, repository: RepositoryName) -> Digest:
-        """See `Storage.canonical`."""
-        return self._storage.canonical(digest, repository)
-
-    def blob(self, digest: Digest) -> BlobFile:
-        """See `Storage.blob`; each file is looked at once."""
-        found = self._blobs.get(digest)
-        if found is None:
-            found = self._blobs[digest] = self._storage.blob(digest)
-        return found
-
-    def _failed(self, name: ImageName, digest: Digest, problem: Problem) -> Failed:
-        """Return the failure of an image; a registry in use may have moved its tag meanwhile."""
-        verdict, message = problem.verdict, problem.message
-        if self._storage.has_moved(TaggedImage(name, digest)):
-            verdict = Verdict.CHANGED_DURING_SCAN
-            message = f"the tag has moved since the scan ({problem.message})"
-        return Failed(verb="export", name=str(name), error=verdict, message=message)
-
-    def _place(self, name: ImageName, contents: dict[str, tuple[BlobFile, str]]) -> str:
-        """Make the image directory what it should be; return `made`, `replaced` or `unchanged`."""
-        try:
-            final = dirlayout.image_directory(self._out, name)
-        except ValueError as error:
-            raise ProblemError(Verdict.INVALID_NAME, "", str(error)) from None
-        exists = name in self._existing
-        if exists and self._is_right(final, contents):
-            return "unchanged"
-        temporary = self._temporary()
-        os.mkdir(temporary)
-        for file_name, (_, path) in contents.items():
-            self._link(path, f"{temporary}/{file_name}")
-        self._link(self._version, f"{temporary}/{dirlayout.VERSION_FILE}")
-        self._summary.links += len(contents) + 1
-        if exists:
-            old = self._temporary()
-            os.rename(final, old)
-            os.rename(temporary, final)
-            shutil.rmtree(old)
-            return "replaced"
-        parent = os.path.dirname(final)
-        try:
-            if parent not in self._parents:
-                os.makedirs(parent, exist_ok=True)
-                self._parents.add(parent)
-            os.rename(temporary, final)
-        except OSError as error:
-            if error.errno not in {errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY}:
-                raise
-            raise UsageError(f"something that is no image stands in the way of {final}") from None
-        return "made"
-
-    def _temporary(self) -> str:
-        self._serial += 1
-        return f"{self._work}/{self._serial}"
-
-    def _link(self, source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                message = f"{os.path.basename(target)} vanished from the blob store"
-                raise ProblemError(Verdict.MISSING_BLOB, source, message) from None
-            raise link.refusal(error, source, self._out) from None
-
-    def _is_right(self, directory: str, contents: dict[str, tuple[BlobFile, str]]) -> bool:
-        """Tell if a directory has exactly the wanted names, each being the registry's own inode."""
-        with os.scandir(directory) as entries:
-            inodes = {entry.name: entry.inode() for entry in entries}
-        wanted = {name: blob.inode for name, (blob, _) in contents.items()}
-        return inodes == wanted | {dirlayout.VERSION_FILE: self._version_inode}
+    def tell(self) -> None:
+        """Tell what was added."""
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
+            self._observe(event)

@@ -6,12 +6,21 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple, Self
 
 from exporter.errors import LockedError, NoSpaceError, SkopeoDirError, UsageError
 
 _SPACE = {
     errno.ENOSPC: "no space or no inodes left",
     errno.EDQUOT: "the disk quota is exhausted",
+}
+_REMEDIES = {
+    errno.EROFS: "remount the file system writable, or choose another OUT",
+    errno.EACCES: "run as root, or as the owner of OUT and of the registry's storage",
+    errno.EPERM: "lsattr shows whether it is immutable (+i)",
+    errno.EIO: "the disk or its connection fails: look at dmesg before you run it again",
+    errno.ENAMETOOLONG: "choose an OUT with a shorter path",
+    errno.EXDEV: "OUT must be a single file system, without mounts below it",
 }
 
 
@@ -22,7 +31,45 @@ def failure(error: OSError, path: str) -> SkopeoDirError:
             f"{path}: {_SPACE[error.errno]}",
             hint="free some and run the same command again: it goes on where it stopped",
         )
-    return UsageError(f"{path}: {error.strerror}")
+    return UsageError(f"{path}: {error.strerror}", hint=_REMEDIES.get(error.errno or 0, ""))
+
+
+class Room(NamedTuple):
+    """What a file system has left.
+
+    Attributes:
+        size: Bytes.
+        inodes: Files and directories; None if it makes them as they are needed (btrfs).
+        block: Bytes by which it gives them out; a directory takes one at least.
+    """
+
+    size: int
+    inodes: int | None
+    block: int
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        """Return what is left, for this user, on the file system of `path`.
+
+        Raises:
+            OSError: It cannot say.
+        """
+        found = os.statvfs(path)
+        is_root = os.geteuid() == 0
+        blocks = found.f_bfree if is_root else found.f_bavail
+        inodes = found.f_ffree if is_root else found.f_favail
+        return cls(blocks * found.f_frsize, inodes if found.f_files else None, found.f_frsize)
+
+    def require(self, path: str, *, size: int, inodes: int | None, hint: str) -> None:
+        """Refuse what cannot fit, before anything is written.
+
+        Raises:
+            NoSpaceError: There is less.
+        """
+        if size > self.size:
+            raise NoSpaceError(f"{path} needs {size} bytes and has {self.size}", hint=hint)
+        if inodes is not None and self.inodes is not None and inodes > self.inodes:
+            raise NoSpaceError(f"{path} needs {inodes} inodes and has {self.inodes}", hint=hint)
 
 
 def write_atomically(path: str, content: bytes) -> None:

@@ -9,7 +9,7 @@ media type and skopeo sends its own guess as Content-Type.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -35,8 +35,7 @@ class ManifestError(ValueError):
     """The bytes are no manifest; the message says what is wrong and at which field."""
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """One reference of a manifest.
 
     Attributes:

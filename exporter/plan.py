@@ -169,12 +169,13 @@ class Selection:
             if missing:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 raise UsageError(f"there is no image {missing[0]}{more}")
-        picked = [item for text, item in named if self._means(text)]
+        picked = [item for text, item in named if self.means(text)]
         if not picked:
             raise UsageError("no image matches the selection")
         return picked
 
-    def _means(self, text: str) -> bool:
+    def means(self, text: str) -> bool:
+        """Tell if the image called `text` is meant."""
         return (
             (self._names is None or text in self._names)
             and (self._include is None or self._include.fullmatch(text) is not None)

@@ -1,12 +1,11 @@
 """Bring what an export needs out of an archive into OUT, from where it can be hard-linked."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from exporter import dirlayout, files
 from exporter.digest import Digest
-from exporter.errors import NoSpaceError, SourceError
+from exporter.errors import SourceError
 from exporter.events import Observer, Unpacked, Unpacking, silent
 from exporter.plan import Selection, candidates, resolve, select
 from exporter.storage import Archive, ArchiveTree, Storage
@@ -119,16 +118,9 @@ def _make_sure_of_room(
     Raises:
         NoSpaceError: It cannot.
     """
-    status = os.statvfs(out)
-    is_root = os.geteuid() == 0
-    free = status.f_frsize * (status.f_bfree if is_root else status.f_bavail)
-    free_inodes = status.f_ffree if is_root else status.f_favail
+    room = files.Room.of(out)
     # A blob ends in the middle of a block, and its directory is one.
-    size += (blobs or 0) * status.f_frsize * 3 // 2
-    observe(Unpacking(archive=archive.name, blobs=blobs, size=size, inodes=inodes, free=free))
+    size += (blobs or 0) * room.block * 3 // 2
+    observe(Unpacking(archive=archive.name, blobs=blobs, size=size, inodes=inodes, free=room.size))
     hint = "choose another OUT, or fewer images with --include"
-    if size > free:
-        raise NoSpaceError(f"{out} needs {size} bytes and has {free}", hint=hint)
-    # btrfs makes inodes as they are needed, and says that it has none.
-    if inodes is not None and status.f_files and inodes > free_inodes:
-        raise NoSpaceError(f"{out} needs {inodes} inodes and has {free_inodes}", hint=hint)
+    room.require(out, size=size, inodes=inodes, hint=hint)

@@ -150,7 +150,7 @@ def test_the_work_directory_keeps_nothing_of_an_archive(source: Path, tmp_path: 
     made = tar(tmp_path / "x", source, ".")
     assert skopeo_dir("export", made, tmp_path / "out").code == 0
     left = {path.name for path in (tmp_path / "out/.skopeo-dir").rglob("*")}
-    assert left == {"building", "images.jsonl", "lock", "version"}
+    assert left == {"building", "images.jsonl", "lock", "relay", "version"}
 
 
 @pytest.mark.parametrize("options", [[], ["-J"]], ids=["plain", "xz"])

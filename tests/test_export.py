@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +10,13 @@ import pytest
 from exporter import dirlayout
 from exporter.digest import Digest
 from exporter.errors import SkopeoDirError, SourceError, UsageError
-from exporter.events import Event, Exported, Failed, Started
+from exporter.events import Event, Exported, Failed, Linking, Started
 from exporter.export import ExportSummary, export
 from exporter.plan import Selection
 from exporter.storage import Storage
 from tests.builders import StorageBuilder, image_config, image_manifest
 from tests.snapshot import snapshot
 
-EXPORT = [sys.executable, "-m", "exporter", "export"]
 VERSION = b"Directory Transport Version: 1.1\n"
 
 
@@ -317,52 +313,6 @@ def test_what_stands_in_the_way_of_an_image_stays_and_the_others_go_on(
     assert before <= snapshot(tmp_path / "out").keys()
 
 
-@pytest.mark.parametrize("call", ["link", "rename", "mkdir", "unlink", "rmdir"])
-def test_a_run_killed_at_any_change_leaves_whole_images_and_the_next_one_finishes(
-    registry: StorageBuilder, tmp_path: Path, call: str
-) -> None:
-    new = registry.image("a", "moves", [b"new"])
-    old = registry.image("a", "moves", [b"old"])
-    registry.image("b/c", "comes", [b"comes"])
-    kills = 0
-    while True:
-        out = tmp_path / f"out{kills}"
-        registry.link("a", "_manifests/tags/moves/current", old)
-        run(registry, out, include=["a"])
-        before = inodes(out / "a:moves")
-        registry.link("a", "_manifests/tags/moves/current", new)
-        # link or linkat and so on: which one it is depends on the machine
-        inject = f"inject=/^{call}:signal=KILL:when={kills + 1}"
-        killed = subprocess.run(
-            [
-                "strace",
-                "-f",
-                "-o",
-                "/dev/null",
-                "-e",
-                inject,
-                *EXPORT,
-                str(registry.root),
-                str(out),
-            ],
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            check=False,
-        ).returncode
-        assert killed in {0, -signal.SIGKILL}
-        images = [out / "a:moves", out / "b/c:comes"]
-        left = [inodes(image) for image in images if image.exists()]
-        run(registry, out)
-        whole = [inodes(image) for image in images]
-        assert [image for image in left if image not in [before, *whole]] == []
-        assert set(outcome(run(registry, out)).values()) == {"unchanged"}
-        assert list((out / ".skopeo-dir/building").iterdir()) == []
-        if not killed:
-            break
-        kills += 1
-    assert kills > 0
-
-
 # --- the source
 
 
@@ -396,6 +346,7 @@ def test_the_beginning_and_the_fate_of_every_image_is_told(
     size = sum(path.stat().st_size for path in registry.v2.rglob("data"))
     assert run(registry, tmp_path / "out") == [
         Started(verb="export", images=1),
+        Linking(mode="auto", reason=""),
         Exported(name="app:v1", digest=digest, status="made", files=3, size=size),
     ]
 

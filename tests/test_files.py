@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import files, link
+from exporter import files
 from exporter.errors import LockedError, NoSpaceError, SkopeoDirError, UsageError
 
 
@@ -17,7 +17,6 @@ from exporter.errors import LockedError, NoSpaceError, SkopeoDirError, UsageErro
 def test_a_full_file_system_is_exit_code_7_wherever_it_shows(number: int) -> None:
     error = OSError(number, os.strerror(number))
     assert isinstance(files.failure(error, "/out"), NoSpaceError)
-    assert isinstance(link.refusal(error, "/source", "/out"), NoSpaceError)
 
 
 def test_any_other_failure_to_write_names_the_path_and_the_reason() -> None:
@@ -25,20 +24,22 @@ def test_any_other_failure_to_write_names_the_path_and_the_reason() -> None:
     assert (type(error), error.message) == (UsageError, "/out: Read-only file system")
 
 
-@pytest.mark.parametrize("name", ["EXDEV", "EPERM", "EACCES", "EROFS", "EMLINK", "EOPNOTSUPP"])
-def test_a_refused_link_is_a_sentence_with_a_hint(name: str) -> None:
+@pytest.mark.parametrize("name", ["EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG", "EXDEV"])
+def test_a_failure_that_the_user_can_do_something_about_has_a_hint(name: str) -> None:
     number = getattr(errno, name)
-    error = link.refusal(OSError(number, os.strerror(number)), "/source", "/out")
-    assert error.message.startswith("cannot hard-link /source into /out: ")
-    assert error.hint
+    assert files.failure(OSError(number, os.strerror(number)), "/out").hint
 
 
-def test_a_trial_link_leaves_nothing_behind(tmp_path: Path) -> None:
-    source, directory = tmp_path / "source", tmp_path / "directory"
-    source.write_bytes(b"content")
-    directory.mkdir()
-    link.try_link(str(source), str(directory))
-    assert (list(directory.iterdir()), source.stat().st_nlink) == ([], 1)
+def test_what_does_not_fit_is_exit_code_7_and_says_what_is_missing() -> None:
+    room = files.Room(size=100, inodes=10, block=1)
+    for size, inodes, what in ((101, 1, "101 bytes and has 100"), (1, 11, "11 inodes and has 10")):
+        with pytest.raises(NoSpaceError, match=f"/out needs {what}"):
+            room.require("/out", size=size, inodes=inodes, hint="")
+    room.require("/out", size=100, inodes=10, hint="")
+
+
+def test_a_file_system_that_makes_inodes_as_needed_has_enough() -> None:
+    files.Room(size=100, inodes=None, block=1).require("/out", size=1, inodes=10**9, hint="")
 
 
 def test_a_file_is_replaced_by_another_inode(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import orjson
 
 from exporter.errors import SkopeoDirError
-from exporter.events import Event, Failed, Observer, Started, Unpacking
+from exporter.events import Event, Failed, Linking, Observer, Started, Unpacking
 
 _EVERY_SECONDS = 10.0
+_FRAME_SECONDS = 0.1
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -68,7 +69,9 @@ def _values(record: object) -> dict[str, Any]:
     return {each.name: getattr(record, each.name) for each in fields(record)}  # type: ignore[arg-type]
 
 
-def _sentence(event: Failed | Unpacking) -> str:
+def _sentence(event: Failed | Unpacking | Linking) -> str:
+    if isinstance(event, Linking):
+        return f"export: by {event.mode} ({event.reason or 'as asked'})"
     if isinstance(event, Unpacking):
         size = human_size(event.size)
         known = event.blobs is not None
@@ -102,6 +105,10 @@ class _Lines:
             self._verb, self._total, self._done = "unpack", f"{event.blobs or 'many'} blobs", 0
             self._say(_sentence(event))
             return
+        if isinstance(event, Linking):
+            if event.mode != "auto":
+                self._say(_sentence(event))
+            return
         self._done += 1
         if isinstance(event, Failed):
             self._say(_sentence(event))
@@ -117,7 +124,10 @@ class _Lines:
 
 
 class _Bar:
-    """A bar for each verb; failures scroll above it."""
+    """A bar for each verb; failures scroll above it.
+
+    It is drawn when something is told, not by a thread: `export` forks.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console  # only a terminal pays
@@ -129,21 +139,35 @@ class _Bar:
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(stderr=True),
+            auto_refresh=False,
         )
+        self._drawn = 0.0
         self._task = self._progress.add_task("", total=None, visible=False)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._progress.start()
-            self._task = self._progress.add_task(event.verb, total=event.images)
-            return
-        if isinstance(event, Failed | Unpacking):
-            self._progress.console.print(_sentence(event), markup=False, highlight=False)
-        if isinstance(event, Unpacking):
-            self._progress.start()
-            self._task = self._progress.add_task("unpack", total=event.blobs)
-            return
-        self._progress.advance(self._task)
+            self._begin(event.verb, event.images)
+        elif isinstance(event, Unpacking):
+            self._print(event)
+            self._begin("unpack", event.blobs)
+        elif isinstance(event, Linking):
+            if event.mode != "auto":
+                self._print(event)
+        else:
+            if isinstance(event, Failed):
+                self._print(event)
+            self._progress.advance(self._task)
+            if time.monotonic() - self._drawn >= _FRAME_SECONDS:
+                self._drawn = time.monotonic()
+                self._progress.refresh()
 
     def close(self) -> None:
         self._progress.stop()
+
+    def _begin(self, verb: str, total: int | None) -> None:
+        self._progress.start()
+        self._task = self._progress.add_task(verb, total=total)
+        self._progress.refresh()
+
+    def _print(self, event: Failed | Unpacking | Linking) -> None:
+        self._progress.console.print(_sentence(event), markup=False, highlight=False)

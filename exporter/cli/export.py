@@ -2,7 +2,9 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from exporter.cli import options
 from exporter.cli.console import human_size, listening, print_json
@@ -21,6 +23,13 @@ def export_images(
     exclude: options.Exclude = None,
     from_file: options.FromFile = None,
     untagged: options.Untagged = False,
+    link_mode: options.LinkMode = "auto",
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete", help="Remove the images of earlier exports that the source no longer has."
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> int:
     """Build dir: images out of hard links.
@@ -30,18 +39,28 @@ def export_images(
     """
     from exporter import dirlayout, files
     from exporter.cli.selection import selection
-    from exporter.cli.source import exit_code, linkable, open_source
+    from exporter.cli.source import exit_code, is_damaged, linkable, open_source
     from exporter.export import export
+    from exporter.link import LinkMode
 
+    mode = LinkMode(link_mode)
     registry = open_source(source, from_file=from_file)
     wanted = selection(include, exclude, from_file)
     out = out_directory(registry, out)
     with (
         files.locked(dirlayout.lock_file(out)),
         listening(json=json) as observe,
-        linkable(registry, out, wanted, observe, untagged=untagged) as storage,
+        linkable(registry, out, wanted, observe, untagged=untagged, mode=mode) as storage,
     ):
-        summary = export(storage, out, selection=wanted, untagged=untagged, observe=observe)
+        summary = export(
+            storage,
+            out,
+            selection=wanted,
+            untagged=untagged,
+            link_mode=mode,
+            delete=delete and not is_damaged(registry),
+            observe=observe,
+        )
     if json:
         print_json("summary", summary)
     else:
@@ -68,8 +87,10 @@ def out_directory(registry: "Storage | Archive", out: str) -> str:
 def sentence(summary: "ExportSummary") -> str:
     """Return the summary for a person."""
     saved = summary.linked_bytes - summary.unique_bytes
+    deleted = f", {summary.deleted} deleted" if summary.deleted else ""
     return (
         f"exported {summary.images} images ({summary.unchanged} unchanged, "
-        f"{summary.failed} failed): {summary.links} links, "
+        f"{summary.failed} failed{deleted}): {summary.links} links, {summary.reflinked} reflinks, "
+        f"{summary.copied} copies, "
         f"{human_size(summary.unique_bytes)} of unique blobs, {human_size(saved)} saved by sharing"
     )

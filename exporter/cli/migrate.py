@@ -58,6 +58,7 @@ def migrate(
     exclude: options.Exclude = None,
     from_file: options.FromFile = None,
     untagged: options.Untagged = False,
+    link_mode: options.LinkMode = "auto",
     jobs: options.Jobs = 8,
     schema1: options.OldSchema = "convert",
     authfile: options.Authfile = None,
@@ -82,6 +83,7 @@ def migrate(
     from exporter.cli.selection import selection
     from exporter.cli.source import exit_code, linkable, open_source
     from exporter.export import export
+    from exporter.link import LinkMode
     from exporter.plan import Selection
     from exporter.push import PushSummary, Schema1, push
     from exporter.skopeo import Processes
@@ -103,6 +105,7 @@ def migrate(
         policy=policy,
         insecure_policy=insecure_policy,
     )
+    mode = LinkMode(link_mode)
     registry = open_source(source, from_file=from_file)
     wanted = selection(include, exclude, from_file)
     processes = Processes()
@@ -113,9 +116,14 @@ def migrate(
         path = export_command.out_directory(registry, out or default_out(registry))
         with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
             outcome = _Outcome(observe)
-            with linkable(registry, path, wanted, observe, untagged=untagged) as storage:
+            with linkable(registry, path, wanted, observe, untagged=untagged, mode=mode) as storage:
                 exported = export(
-                    storage, path, selection=wanted, untagged=untagged, observe=outcome
+                    storage,
+                    path,
+                    selection=wanted,
+                    untagged=untagged,
+                    link_mode=mode,
+                    observe=outcome,
                 )
             whole = Selection(names=outcome.exported)
             pushed, verified = PushSummary(), VerifySummary()

@@ -57,6 +57,13 @@ Untagged = Annotated[
         help="Also the manifests that no tag reaches, as REPOSITORY@DIGEST.",
     ),
 ]
+LinkMode = Annotated[
+    Literal["auto", "hardlink", "reflink", "copy", "symlink"],
+    typer.Option(
+        "--link-mode",
+        help="How files come into OUT; auto: hard links, else reflinks, never copies.",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", metavar="N", min=1, max=64, help="How many images at a time."),

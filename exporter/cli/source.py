@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from exporter import files
 from exporter.errors import EXIT_OK, EXIT_SOME_FAILED, SourceError, UsageError
 from exporter.events import Observer
+from exporter.link import LinkMode
 from exporter.plan import Selection
 from exporter.storage import STDIN, Archive, ArchiveTree, Storage
 from exporter.unpack import unpacked
@@ -59,13 +60,25 @@ def linkable(
     observe: Observer,
     *,
     untagged: bool = False,
+    mode: LinkMode = LinkMode.AUTO,
 ) -> Iterator[Storage]:
-    """Give a source whose files can be hard-linked into OUT."""
+    """Give a source whose files can be linked into OUT.
+
+    Raises:
+        UsageError: Symbolic links would point to what is removed afterwards.
+    """
+    if isinstance(source, Archive) and mode is LinkMode.SYMLINK:
+        raise UsageError("--link-mode symlink needs a directory, and SOURCE is an archive")
     if isinstance(source, Storage):
         yield source
         return
     with unpacked(source, out, selection=selection, untagged=untagged, observe=observe) as storage:
         yield storage
+
+
+def is_damaged(source: Storage | Archive) -> bool:
+    """Tell if what was read of an archive so far was damaged: there may be more in it than seen."""
+    return isinstance(source, Archive) and bool(source.damage)
 
 
 def exit_code(source: Storage | Archive, *, failed: bool) -> int:

@@ -47,8 +47,10 @@ class UnreadableTag:
 
 
 class BlobFile(NamedTuple):
-    """What the file system says of a blob: its size in bytes and its inode number."""
+    """A blob or manifest, and what the file system says of it: its bytes and its inode number."""
 
+    digest: Digest
+    path: str
     size: int
     inode: int
 
@@ -162,6 +164,20 @@ class Storage:
             return not os.path.exists(self.path(image.digest))
         return self._tag(image.name.repository, tag) != image
 
+    def lacks(self, name: ImageName) -> bool:
+        """Tell if a tag, or a manifest without one, is gone; what cannot be seen is not gone."""
+        if isinstance(name.reference, Digest):
+            path = layout.revision_link(name.repository, name.reference)
+        else:
+            path = f"{layout.tags(name.repository)}/{name.reference}"
+        try:
+            os.lstat(f"{self.root}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
     def without_tags(self) -> SourceError:
         """Return the error of a registry in which there is nothing to migrate, and why that is."""
         name = f"the registry in {self._archived.name}"
@@ -265,19 +281,20 @@ class Storage:
             ProblemError: It is missing or is not a regular file.
         """
         path = layout.blob(digest)
+        absolute = f"{self.root}/{path}"
         self._raise_problem(digest)
         try:
-            status = os.lstat(f"{self.root}/{path}")
+            status = os.lstat(absolute)
         except OSError as error:
             if digest in self._archived.sizes:
-                return BlobFile(self._archived.sizes[digest], 0)
+                return BlobFile(digest, absolute, self._archived.sizes[digest], 0)
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             reason = "is not in the blob store" if missing else f"is unreadable: {error.strerror}"
             raise ProblemError(Verdict.MISSING_BLOB, path, f"the blob {digest} {reason}") from None
         if not stat.S_ISREG(status.st_mode):
             message = f"the blob {digest} is not a regular file"
             raise ProblemError(Verdict.MISSING_BLOB, path, message)
-        return BlobFile(status.st_size, status.st_ino)
+        return BlobFile(digest, absolute, status.st_size, status.st_ino)
 
     def hash(self, digest: Digest) -> Digest:
         """Return the digest that a blob's content really has; reads all of it.
