@@ -95,7 +95,7 @@ def test_whoever_stops_listening_ends_them() -> None:
     assert children() == set()
 
 
-ORPHANS = """
+ORPHANS = r"""
 import os, sys, time
 from exporter.forks import in_forks
 def wait(number):
