@@ -94,11 +94,11 @@ def export(
         prune.clear_building(out)
         earlier = dirlayout.read_record(out)
         record = earlier | {image.name: image.digest for image in images}
-        dirlayout.write_record(out, record)
         mode, reason = _choose(link_mode, storage, out, images)
         observe(Linking(mode=mode, reason=reason))
         builder = Builder(storage, out, mode)
         _require_room(out, images, builder)
+        dirlayout.write_record(out, record)
         _build(builder, images, processes or _useful(len(images)), teller)
         prune.clear_building(out)
         if delete:

@@ -106,6 +106,8 @@ def choose(mode: LinkMode, source: str, directory: str) -> tuple[LinkMode, str]:
             try:
                 os.link(source, trial)
             except OSError as error:
+                if error.errno == errno.EMLINK:
+                    return mode, ""  # that is about this file, not about the two places
                 if mode is LinkMode.HARDLINK or error.errno not in _ANOTHER_WAY:
                     raise
                 if _clones(source, trial):
