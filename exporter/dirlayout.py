@@ -278,11 +278,10 @@ def write_record(out: str, images: Mapping[ImageName, Digest]) -> None:
         OSError: It cannot be written.
     """
     rows = sorted((str(name), digest) for name, digest in images.items())
-    content = b"".join(
-        orjson.dumps({"name": name, "digest": digest}, option=orjson.OPT_APPEND_NEWLINE)
-        for name, digest in rows
-    )
-    files.write_atomically(f"{work_directory(out)}/images.jsonl", content)
+    content = bytearray()  # not a join: as long as one lives, what orjson returns takes kilobytes
+    for name, digest in rows:
+        content += orjson.dumps({"name": name, "digest": digest}, option=orjson.OPT_APPEND_NEWLINE)
+    files.write_atomically(f"{work_directory(out)}/images.jsonl", bytes(content))
 
 
 def _read(path: str) -> bytes:
