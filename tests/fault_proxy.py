@@ -29,6 +29,7 @@ import orjson
 from tests.registry import Request
 
 _PIECE = 1 << 16
+_TLS_HANDSHAKE = b"\x16"  # RFC 8446, section 5.1
 _BODILESS = frozenset({204, 304})
 # Close by a reset instead of a farewell. Spec: socket(7), SO_LINGER.
 _RESET = struct.pack("ii", 1, 0)
@@ -187,6 +188,8 @@ class _Relay:
                 for end in (client, server):
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 line = _Line(client, asked, server, answered)
+                if asked.peek(1)[:1] == _TLS_HANDSHAKE:
+                    return  # who gets no answer waits for it; a real server refuses at once
                 while (head := _read_head(asked)) is not None:
                     self._relay(head, line)
         except OSError:
