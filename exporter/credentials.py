@@ -4,7 +4,6 @@ Spec: containers/image, docs/containers-auth.json.5.md; pkg/docker/config/config
 """
 
 import base64
-import binascii
 import os
 from dataclasses import dataclass, field
 from typing import cast
@@ -28,10 +27,17 @@ class Credentials:
     password: str = field(repr=False)
     identity_token: str = field(default="", repr=False)
 
+    @property
+    def pair(self) -> str:
+        """User and password as authfiles and headers have them: base64 of `user:password`."""
+        # Bytes of a password that are no UTF-8 come as surrogates, and go as they came.
+        return base64.b64encode(
+            f"{self.username}:{self.password}".encode(errors="surrogateescape")
+        ).decode()
+
     def basic(self) -> str:
         """Return the value of an `Authorization` header."""
-        pair = f"{self.username}:{self.password}".encode()
-        return f"Basic {base64.b64encode(pair).decode()}"
+        return f"Basic {self.pair}"
 
 
 def find(host: str, authfile: str | None, *, prefix: str = "") -> Credentials | None:
@@ -48,10 +54,9 @@ def find(host: str, authfile: str | None, *, prefix: str = "") -> Credentials | 
     paths = [authfile] if authfile is not None else _usual_files()
     for path in paths:
         config = _load(path, required=authfile is not None)
-        for key in _keys(host, prefix):
-            found = _entry(config, key, path)
-            if found is not None:
-                return found
+        found = _search(config, host, prefix, path)
+        if found is not None:
+            return found
     return None
 
 
@@ -61,8 +66,7 @@ def write_authfile(path: str, host: str, credentials: Credentials) -> None:
     Raises:
         OSError: It exists already, or cannot be written.
     """
-    pair = f"{credentials.username}:{credentials.password}".encode()
-    content = orjson.dumps({"auths": {host: {"auth": base64.b64encode(pair).decode()}}})
+    content = orjson.dumps({"auths": {host: {"auth": credentials.pair}}})
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(content)
@@ -85,7 +89,7 @@ def _usual_files() -> list[str]:
 def _load(path: str, *, required: bool) -> dict[str, object]:
     try:
         with open(path, "rb") as file:
-            value = orjson.loads(file.read())
+            value: object = orjson.loads(file.read())
     except FileNotFoundError:
         if required:
             raise UsageError(f"the authfile {path} does not exist") from None
@@ -94,39 +98,49 @@ def _load(path: str, *, required: bool) -> dict[str, object]:
         raise UsageError(f"the authfile {path} cannot be read: {error.strerror}") from None
     except orjson.JSONDecodeError:
         raise UsageError(f"the authfile {path} is not JSON") from None
+    return _object(value, f"the authfile {path}")
+
+
+def _object(value: object, what: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise UsageError(f"the authfile {path} is not a JSON object")
+        raise UsageError(f"{what} is not a JSON object")
     return cast("dict[str, object]", value)
 
 
-def _keys(host: str, prefix: str) -> list[str]:
-    """Return the keys to look for, most specific first; the last two are docker's old spelling."""
+def _search(config: dict[str, object], host: str, prefix: str, path: str) -> Credentials | None:
+    """Return what an authfile has for a host, or for the most specific part of a prefix there."""
+    auths = _object(config.get("auths") or {}, f"auths in {path}")
+    helpers = _object(config.get("credHelpers") or {}, f"credHelpers in {path}")
     parts = prefix.split("/") if prefix else []
-    paths = ["/".join([host, *parts[:length]]) for length in range(len(parts), 0, -1)]
-    return [*paths, host, f"https://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
-
-
-def _entry(config: dict[str, object], key: str, path: str) -> Credentials | None:
-    auths, helpers = config.get("auths"), config.get("credHelpers")
-    entry = auths.get(key) if isinstance(auths, dict) else None
-    helper = helpers.get(key) if isinstance(helpers, dict) else None
-    if isinstance(entry, dict) and entry.get("auth"):
-        return _decode(entry, key, path)
-    # With a store for all hosts docker leaves an empty entry for each host that it knows.
-    if helper is not None or (entry is not None and config.get("credsStore")):
-        raise UsageError(
-            f"{path} keeps the password of {key} in the credential helper "
-            f"{helper or config.get('credsStore')}",
-            hint="use --username with --password-stdin, or skopeo login --authfile FILE",
-        )
+    keys = ["/".join((host, *parts[:length])) for length in range(len(parts), -1, -1)]
+    # Docker's old spelling: https://HOST/v1/.
+    keys += [key for key in auths if "://" in key and key.split("/")[2] == host]
+    for key in keys:
+        helper = helpers.get(key)
+        if key in auths:
+            entry = _object(auths[key] or {}, f"the entry for {key} in {path}")
+            if entry.get("auth") or entry.get("identitytoken"):
+                return _decode(entry, key, path)
+            # With a store for all hosts docker leaves an empty entry for each host it knows.
+            helper = helper or config.get("credsStore")
+        if helper:
+            raise UsageError(
+                f"{path} keeps the password of {key} in the credential helper {helper}",
+                hint="use --username with --password-stdin, or skopeo login --authfile FILE",
+            )
     return None
 
 
 def _decode(entry: dict[str, object], key: str, path: str) -> Credentials:
+    auth, token = entry.get("auth") or "", entry.get("identitytoken") or ""
+    damaged = f"the entry for {key} in {path} is damaged"
+    if not isinstance(auth, str) or not isinstance(token, str):
+        raise UsageError(damaged)
     try:
-        pair = base64.b64decode(str(entry["auth"]), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        raise UsageError(f"the entry for {key} in {path} is damaged") from None
-    username, _, password = pair.partition(":")
-    token = entry.get("identitytoken")
-    return Credentials(username, password.rstrip("\0"), token if isinstance(token, str) else "")
+        pair = base64.b64decode(auth, validate=True).decode()
+    except ValueError:
+        raise UsageError(damaged) from None
+    username, colon, password = pair.partition(":")
+    if not colon and not token:
+        raise UsageError(f"the entry for {key} in {path} has no password")
+    return Credentials(username, password.strip("\0"), token)

@@ -195,9 +195,7 @@ def read_record(out: str) -> dict[ImageName, Digest]:
     try:
         with open(path, "rb") as file:
             rows = [orjson.loads(line) for line in file]
-        return {
-            ImageName.parse(str(row["name"])): Digest.parse(str(row["digest"])) for row in rows
-        }
+        return {ImageName.parse(str(row["name"])): Digest.parse(str(row["digest"])) for row in rows}
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -32,6 +32,9 @@ class Retry:
         return max(spread, error.retry_after_seconds or 0.0)
 
 
+# A signal that arrives just before the main thread blocks does not wake it: Python sees it later.
+_SIGNAL_SECONDS = 1.0
+
 Attempt = Callable[[int], SkopeoDirError | None]
 """Tries one image and returns what went wrong, or None. Called by many threads at once."""
 
@@ -84,7 +87,7 @@ class Workers:
                 thread.start()
             with self._changed:
                 while not self._schedule.done and self._ended is None:
-                    self._changed.wait()
+                    self._changed.wait(_SIGNAL_SECONDS)
         except Interrupted as error:
             self._end(error)
             stop(error.exit_code - 128)

@@ -20,6 +20,7 @@ from exporter.storage import Storage
 from tests.builders import StorageBuilder, image_config, image_manifest
 from tests.snapshot import snapshot
 
+EXPORT = [sys.executable, "-m", "exporter", "export"]
 VERSION = b"Directory Transport Version: 1.1\n"
 
 
@@ -113,12 +114,7 @@ def test_every_file_but_version_is_the_registrys_own_inode(
     run(registry, tmp_path / "out")
     images = [tmp_path / "out" / str(name) for name in dirlayout.staged(str(tmp_path / "out"))]
     links = {path for image in images for path in image.iterdir() if path.name != "version"}
-    wanted = {
-        path: registry.data(
-            Digest.of(path.read_bytes())
-        ).stat().st_ino
-        for path in links
-    }
+    wanted = {path: registry.data(Digest.of(path.read_bytes())).stat().st_ino for path in links}
     assert {path: path.stat().st_ino for path in links} == wanted
     assert len(images) == 6
 
@@ -335,11 +331,20 @@ def test_a_run_killed_at_any_change_leaves_whole_images_and_the_next_one_finishe
         run(registry, out, include=["a"])
         before = inodes(out / "a:moves")
         registry.link("a", "_manifests/tags/moves/current", new)
+        # link or linkat and so on: which one it is depends on the machine
+        inject = f"inject=/^{call}:signal=KILL:when={kills + 1}"
         killed = subprocess.run(
-            # link and linkat and so on: which one it is depends on the architecture
-            ["strace", "-f", "-o", "/dev/null"]
-            + ["-e", f"inject=/^{call}:signal=KILL:when={kills + 1}"]
-            + [sys.executable, "-m", "exporter", "export", str(registry.root), str(out)],
+            [
+                "strace",
+                "-f",
+                "-o",
+                "/dev/null",
+                "-e",
+                inject,
+                *EXPORT,
+                str(registry.root),
+                str(out),
+            ],
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             check=False,

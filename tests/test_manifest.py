@@ -47,7 +47,9 @@ def test_an_image_has_its_kind_config_and_layers(kind: Kind, extra: Json) -> Non
     assert actual.config is not None
     assert (actual.media_type, actual.size, actual.is_index) == (IMAGES[kind], len(raw), False)
     assert actual.config.media_type == CONFIG_TYPES[kind]
-    assert [blob.digest for blob in actual.blobs()] == [Digest.of(b) for b in (CONFIG, LAYER, LAYER)]
+    assert [blob.digest for blob in actual.blobs()] == [
+        Digest.of(b) for b in (CONFIG, LAYER, LAYER)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,10 @@ def test_an_index_has_its_kind_and_children(kind: Kind, extra: Json) -> None:
     ("value", "expected"),
     [
         ({"config": ENTRY}, OCI_MANIFEST),
-        ({"config": ENTRY | {"mediaType": "application/vnd.cncf.helm.config.v1+json"}}, OCI_MANIFEST),
+        (
+            {"config": ENTRY | {"mediaType": "application/vnd.cncf.helm.config.v1+json"}},
+            OCI_MANIFEST,
+        ),
         ({"config": ENTRY | {"mediaType": CONFIG_TYPES["docker"]}}, DOCKER_MANIFEST),
         ({"config": ENTRY, "mediaType": "text/plain"}, OCI_MANIFEST),
         ({"config": ENTRY, "mediaType": 7}, OCI_MANIFEST),
@@ -148,7 +153,9 @@ def test_a_malformed_list_or_config_is_named(value: Json, expected: str) -> None
     assert message_of(orjson.dumps({"schemaVersion": 2} | value)) == expected
 
 
-@pytest.mark.parametrize("size", [b"1e3", b"1.0", b"-1", b"true", b'"1"', b"null", b"1" + b"0" * 30])
+@pytest.mark.parametrize(
+    "size", [b"1e3", b"1.0", b"-1", b"true", b'"1"', b"null", b"1" + b"0" * 30]
+)
 def test_a_size_that_is_no_whole_number_of_bytes_is_refused(size: bytes) -> None:
     raw = b'{"schemaVersion":2,"config":{"digest":"%s","size":%s}}' % (
         str(ENTRY["digest"]).encode(),
@@ -188,7 +195,9 @@ def test_a_digest_of_any_registered_algorithm_is_taken() -> None:
 # --- any bytes
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"\xef\xbb\xbf{}", b'{"a":"\xff"}', b"nul\0l"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"\xef\xbb\xbf{}", b'{"a":"\xff"}', b"nul\0l"]
+)
 def test_what_is_not_json_is_refused(content: bytes) -> None:
     assert message_of(content).startswith("not JSON: ")
 
@@ -207,7 +216,9 @@ def test_a_manifest_has_at_most_4_mib() -> None:
 
 @pytest.mark.parametrize("depth", [1_000, 1_000_000])
 @pytest.mark.parametrize(
-    "before", [b"", b'{"schemaVersion":2,"config":', b'{"schemaVersion":'], ids=["all", "config", "version"]
+    "before",
+    [b"", b'{"schemaVersion":2,"config":', b'{"schemaVersion":'],
+    ids=["all", "config", "version"],
 )
 def test_deep_nesting_is_refused_as_anything_else_that_is_no_manifest(
     before: bytes, depth: int
@@ -228,9 +239,11 @@ VALUES = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=3)
     | st.sampled_from([OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, str(ENTRY["digest"])]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from([*KEYS, "urls", "os"]), inner, max_size=6)
-    | inner.map(lambda value: ENTRY | {"platform": value}),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*KEYS, "urls", "os"]), inner, max_size=6)
+        | inner.map(lambda value: ENTRY | {"platform": value})
+    ),
     max_leaves=12,
 )
 OBJECTS = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6).map(

@@ -122,7 +122,7 @@ def test_an_image_name_comes_back_from_its_text(repository: str, reference: str)
     "text", ["a", "a:", ":a", "a@sha256:00", f"a:b@{DIGEST}", f"@{DIGEST}", "a:b\n", "a:b:c", ""]
 )
 def test_what_is_no_image_name_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not a |no tag"):
+    with pytest.raises(ValueError, match=r"not a |no tag"):
         ImageName.parse(text)
 
 
@@ -144,8 +144,24 @@ def test_a_destination_is_a_host_and_a_prefix(text: str, host: str, prefix: str)
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "docker://", "/a", "-h:1", "--flag", "http://h.example", "user@h.example", "h.example:"),
-        *("h.example:x", "h.example:٣", "h.example\n", "h.example/A", "h.example/../a", "h.example/a:b"),
+        *(
+            "",
+            "docker://",
+            "/a",
+            "-h:1",
+            "--flag",
+            "http://h.example",
+            "user@h.example",
+            "h.example:",
+        ),
+        *(
+            "h.example:x",
+            "h.example:٣",
+            "h.example\n",
+            "h.example/A",
+            "h.example/../a",
+            "h.example/a:b",
+        ),
         *("h.example//a", "é.example", "h.example:123456"),
     ],
 )

@@ -78,7 +78,9 @@ def test_a_dump_without_empty_directories_is_a_root_by_its_name(tmp_path: Path, 
     assert Storage.open(str(tmp_path)).root == str(tmp_path / V2)
 
 
-def test_the_root_is_found_through_a_symbolic_link(registry: StorageBuilder, tmp_path: Path) -> None:
+def test_the_root_is_found_through_a_symbolic_link(
+    registry: StorageBuilder, tmp_path: Path
+) -> None:
     (tmp_path / "link").symlink_to(registry.root)
     assert Storage.open(str(tmp_path / "link")).root == str(registry.v2)
 
@@ -201,15 +203,29 @@ def test_a_damaged_link_file_is_named_and_harms_no_other_tag(
 @pytest.mark.parametrize(
     ("repository", "tag"),
     [
-        *((b"app", b"\xff"), (b"app", b"v1\n"), (b"app", b"-v"), (b"app", b"\x1b[31m"), (b"app", b"a b")),
-        *((b"\xe9t\xe9", b"v1"), (b"Team", b"v1"), (b"-app", b"v1"), (b"a\tb", b"v1"), (b"", b"v1")),
+        *(
+            (b"app", b"\xff"),
+            (b"app", b"v1\n"),
+            (b"app", b"-v"),
+            (b"app", b"\x1b[31m"),
+            (b"app", b"a b"),
+        ),
+        *(
+            (b"\xe9t\xe9", b"v1"),
+            (b"Team", b"v1"),
+            (b"-app", b"v1"),
+            (b"a\tb", b"v1"),
+            (b"", b"v1"),
+        ),
         (b"app", "\u202evil".encode()),
     ],
 )
 def test_a_name_that_no_client_could_use_is_reported_and_can_be_printed(
     registry: StorageBuilder, repository: bytes, tag: bytes
 ) -> None:
-    path = os.path.join(os.fsencode(registry.v2), b"repositories", repository, b"_manifests/tags", tag)
+    path = os.path.join(
+        os.fsencode(registry.v2), b"repositories", repository, b"_manifests/tags", tag
+    )
     os.makedirs(path)
     (found,) = tags(registry)
     assert isinstance(found, UnreadableTag)
@@ -258,13 +274,19 @@ def test_neither_layers_nor_uploads_are_ever_entered(
     registry.image("team/app", "v1", [b"layer"])
     (registry.v2 / "repositories/team/app/_uploads").mkdir()
     trace = tmp_path / "trace"
-    out = [tmp_path / "out"] if command == ["export"] else []
-    subprocess.run(
-        ["strace", "-f", "-o", trace, "-e", "trace=%file"]
-        + [sys.executable, "-m", "exporter", *command, registry.root, *out],
-        check=True,
-        capture_output=True,
-    )
+    strace = [
+        "strace",
+        "-f",
+        "-o",
+        str(trace),
+        "-e",
+        "trace=%file",
+        sys.executable,
+        "-m",
+        "exporter",
+    ]
+    out = [str(tmp_path / "out")] if command == ["export"] else []
+    subprocess.run([*strace, *command, str(registry.root), *out], check=True, capture_output=True)
     seen = trace.read_text()
     assert "repositories/team/app/_manifests/tags" in seen
     assert "/_layers" not in seen

@@ -4,22 +4,17 @@ Spec: OCI distribution-spec 1.1: "Pulling manifests" (HEAD), "Mounting a blob fr
 repository"; distribution/distribution, docs/spec/api.md.
 """
 
-import ipaddress
-import urllib.request
-from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urljoin, urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError
-
-from exporter import __version__
 from exporter.credentials import Credentials
 from exporter.digest import Digest
 from exporter.distribution import tls
-from exporter.distribution.problems import answered, broken
-from exporter.distribution.tokens import Authenticator, Challenge
+from exporter.distribution.answers import Answer, answered
+from exporter.distribution.tokens import Authenticator, Scopes
+from exporter.distribution.transport import Transport
 from exporter.errors import DestinationError, PermanentDestinationError
 
 _ACCEPT = (
@@ -29,15 +24,10 @@ _ACCEPT = (
     "application/vnd.docker.distribution.manifest.v1+prettyjws, "
     "application/vnd.docker.distribution.manifest.v1+json"
 )
-_USER_AGENT = f"skopeo-dir/{__version__}"
-_CONNECTIONS = 64
-_REDIRECTS = 5
 
 
 class Client:
-    """Speaks to one registry. Thread-safe; tries nothing twice but an expired token.
-
-    No cookie is ever kept: a session cookie would make Harbor ask for a CSRF token.
+    """Speaks to one registry. Thread-safe. What fails is not tried again; the callers know how.
 
     Args:
         host: `host[:port]`.
@@ -62,15 +52,9 @@ class Client:
         self.host = host
         self._tls_verify = tls_verify
         self._base = f"https://{host}"
-        self._pool = _pool(
-            host,
-            ssl_context=tls.context(host, verify=tls_verify, cert_dir=cert_dir),
-            maxsize=_CONNECTIONS,
-            block=False,
-            retries=False,
-            timeout=timeout_seconds,
-        )
-        self._authenticator = Authenticator(credentials, self._send)
+        context = tls.context(host, verify=tls_verify, cert_dir=cert_dir)
+        self._transport = Transport(context, timeout_seconds=timeout_seconds)
+        self._authenticator = Authenticator(credentials, self._transport)
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +69,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._pool.clear()
+        self._transport.close()
 
     def ping(self) -> None:
         """Find out how the registry is spoken to, and that it lets us in; the first call of all.
@@ -95,25 +79,20 @@ class Client:
 
         Raises:
             DestinationError: It is not to be reached, is no registry, or refuses us.
+            UsageError: The proxy that the environment names cannot be used.
         """
         what = f"cannot use {self.host}"
         try:
-            response = self._send("GET", f"https://{self.host}/v2/", {}, None, what=what)
+            self._transport.send("GET", f"{self._base}/v2/", {}, what=what)
         except DestinationError:
-            if self._tls_verify:
+            if self._tls_verify or not self._speaks_plain_http():
                 raise
-            response = self._send("GET", f"http://{self.host}/v2/", {}, None, what=what)
             self._base = f"http://{self.host}"
-        if response.status == 401:
-            self._authenticator.challenge = Challenge.parse(
-                response.headers.get("WWW-Authenticate", "")
-            )
-            header = self._authenticator.header(())
-            response = self._send("GET", f"{self._base}/v2/", header, None, what=what)
-        if response.status == 404:
-            raise PermanentDestinationError(f"{what}: there is no registry (no /v2/)")
-        if response.status != 200:
-            raise answered(what, response)
+        answer = self.request("GET", "/v2/", what=what)
+        if answer.status == 404:
+            raise PermanentDestinationError(f"{what}: it is no registry (no /v2/)")
+        if answer.status != 200:
+            raise answered(what, answer)
 
     def manifest_digest(self, repository: str, reference: str) -> Digest | None:
         """Return the digest of a manifest; None if the registry does not have it.
@@ -129,17 +108,20 @@ class Client:
         path = f"/v2/{repository}/manifests/{reference}"
         scopes = (f"repository:{repository}:pull",)
         what = f"cannot look up {repository} {reference}"
-        response = self.request("HEAD", path, scopes=scopes, accept=_ACCEPT, what=what)
-        if response.status == 404:
+        answer = self.request("HEAD", path, scopes=scopes, accept=_ACCEPT, what=what)
+        if answer.status == 404:
             return None
-        if response.status != 200:
-            raise answered(what, response)
-        stated = response.headers.get("Docker-Content-Digest")
+        if answer.status != 200:
+            raise answered(what, answer)
+        stated = answer.headers.get("Docker-Content-Digest")
         if stated is None:
-            response = self.request("GET", path, scopes=scopes, accept=_ACCEPT, what=what)
-            if response.status != 200:
-                raise answered(what, response)
-            return Digest.of(response.data)
+            answer = self.request("GET", path, scopes=scopes, accept=_ACCEPT, what=what)
+            if answer.status != 200:
+                raise answered(what, answer)
+            if not answer.whole:
+                raise PermanentDestinationError(f"{what}: it is too long for a manifest")
+            algorithm = reference.algorithm if isinstance(reference, Digest) else "sha256"
+            return Digest.of(answer.body, algorithm=algorithm)
         try:
             return Digest.parse(stated)
         except ValueError:
@@ -157,30 +139,19 @@ class Client:
         path = f"/v2/{repository}/blobs/uploads/?mount={digest}&from={source_repository}"
         scopes = (f"repository:{repository}:pull,push", f"repository:{source_repository}:pull")
         what = f"cannot mount {digest} into {repository}"
-        response = self.request("POST", path, scopes=scopes, what=what)
-        if response.status == 201:
+        answer = self.request("POST", path, scopes=scopes, what=what)
+        if answer.status == 201:
             return True
-        if response.status == 202:
-            # Not mounted: it opened an upload instead, which would stay behind as a directory.
-            location = response.headers.get("Location")
-            if location:
-                url = urljoin(f"{self._base}{path}", location)
-                if urlsplit(url).netloc == self.host:
-                    self._send("DELETE", url, self._authenticator.header(scopes), None, what=what)
+        if answer.status == 202:
+            self._cancel(path, repository, answer.headers.get("Location", ""))
             return False
-        if response.status in {400, 404, 405}:
+        if answer.status in {400, 404, 405}:
             return False
-        raise answered(what, response)
+        raise answered(what, answer)
 
     def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        scopes: tuple[str, ...] = (),
-        accept: str | None = None,
-        what: str,
-    ) -> urllib3.BaseHTTPResponse:
+        self, method: str, path: str, *, scopes: Scopes = (), accept: str | None = None, what: str
+    ) -> Answer:
         """Send an authenticated request and return the answer, whatever its status.
 
         Args:
@@ -193,58 +164,26 @@ class Client:
         Raises:
             DestinationError: No complete answer came, or no token.
         """
-        plain = {} if accept is None else {"Accept": accept}
+        headers = {} if accept is None else {"Accept": accept}
         url = f"{self._base}{path}"
-        headers = plain | self._authenticator.header(scopes)
-        response = self._send(method, url, headers, None, what=what)
-        if response.status == 401 and self._authenticator.forget(scopes):
-            headers = plain | self._authenticator.header(scopes)
-            response = self._send(method, url, headers, None, what=what)
-        return response
+        return self._authenticator.send(method, url, headers, scopes=scopes, what=what)
 
-    def _send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        *,
-        what: str = "cannot get a token",
-    ) -> urllib3.BaseHTTPResponse:
-        """Send a request and read the whole answer; redirects to another host lose the secret."""
-        own = dict(headers)
-        for _ in range(_REDIRECTS):
-            try:
-                response = self._pool.request(
-                    method,
-                    url,
-                    headers={"User-Agent": _USER_AGENT, **own},
-                    body=body,
-                    redirect=False,
-                )
-            except (HTTPError, OSError) as error:
-                raise broken(what, error) from None
-            location = response.headers.get("Location")
-            if response.status not in {301, 302, 303, 307, 308} or not location:
-                return response
-            following = urljoin(url, location)
-            if urlsplit(following)[:2] != urlsplit(url)[:2]:
-                own.pop("Authorization", None)
-            url = following
-        raise PermanentDestinationError(f"{what}: it redirects in circles")
+    def _speaks_plain_http(self) -> bool:
+        try:
+            answer = self._transport.send("GET", f"http://{self.host}/v2/", {}, what="")
+        except DestinationError:
+            return False
+        return answer.status != 400  # which is how a TLS server answers plain HTTP
 
+    def _cancel(self, path: str, repository: str, location: str) -> None:
+        """Cancel the upload that a registry opened instead of mounting; it may stay if it must.
 
-def _pool(host: str, **options: object) -> urllib3.PoolManager:
-    """Return a pool that goes through the proxy of the environment, as skopeo does."""
-    proxy = urllib.request.getproxies().get("https")
-    if proxy is None or _is_loopback(host) or urllib.request.proxy_bypass(host):
-        return urllib3.PoolManager(**options)  # type: ignore[arg-type]
-    return urllib3.ProxyManager(proxy, **options)  # type: ignore[arg-type]
-
-
-def _is_loopback(host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname or ""
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
+        Whatever host the location names, ours is asked: nobody else may see the credentials.
+        Spec: distribution, registry/handlers/app.go, appendAccessRecords: DELETE needs `delete`.
+        """
+        with suppress(DestinationError, ValueError):
+            url = urlsplit(urljoin(f"{self._base}{path}", location))
+            if location and url.netloc == self.host:
+                target = f"{url.path}?{url.query}" if url.query else url.path
+                scopes = (f"repository:{repository}:delete",)
+                self.request("DELETE", target, scopes=scopes, what="cannot cancel an upload")

@@ -1,111 +1,193 @@
 """Authentication: what a registry's challenge asks for, and bearer tokens kept until they expire.
 
-Spec: distribution/distribution, docs/spec/auth/token.md and scope.md; RFC 9110, section 11.
+Spec: distribution/distribution, docs/spec/auth/token.md, oauth.md and scope.md; RFC 9110,
+section 11.
 """
 
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from typing import Self
+from urllib.parse import urlencode, urlsplit
 
 import orjson
-import urllib3
 
 from exporter.credentials import Credentials
-from exporter.distribution.problems import answered
+from exporter.distribution.answers import Answer, answered, clean
+from exporter.distribution.transport import Transport
 from exporter.errors import PermanentDestinationError
 
-Send = Callable[[str, str, Mapping[str, str], bytes | None], urllib3.BaseHTTPResponse]
-"""Sends a method, URL, headers and body. Raises: DestinationError."""
+Scopes = tuple[str, ...]
+"""What a request needs, as `repository:NAME:ACTIONS` each."""
 
-_PARAMETER = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_DEFAULT_SECONDS = 60.0  # token.md: without expires_in
+_WORD = r"[\w!#$%&'*+.^`|~-]+"
+# A scheme stands alone, a parameter has a value; commas separate both, so they tell nothing.
+_ITEM = re.compile(rf'({_WORD})(?:\s*(=)\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*)))?', re.ASCII)
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+_SHORTEST_SECONDS = 60.0  # token.md: no token lives shorter, and so long if it does not say
 _MARGIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """What `WWW-Authenticate` asks for: a scheme in lower case, and its parameters."""
+    """What `WWW-Authenticate` asks for: `basic`, or `bearer` with where to get a token.
+
+    The scope that it names is left out: we know what we need.
+    """
 
     scheme: str
-    parameters: Mapping[str, str]
+    realm: str
+    service: str
 
     @classmethod
-    def parse(cls, header: str) -> "Challenge":
-        """Return the challenge of a header; its scheme is empty if there is no header."""
-        scheme, _, rest = header.partition(" ")
-        return cls(scheme.lower(), dict(_PARAMETER.findall(rest)))
+    def parse(cls, header: str) -> Self | None:
+        """Return the first challenge of a header that can be met; None if there is none.
+
+        A header may hold several, in any order, as may several headers joined by commas.
+        """
+        for scheme, parameters in _challenges(header):
+            realm = parameters.get("realm", "")
+            if scheme == "basic" or (scheme == "bearer" and _is_url(realm)):
+                return cls(scheme, realm, parameters.get("service", ""))
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    authorization: str
+    expires: float
 
 
 class Authenticator:
-    """Gives the `Authorization` header for a request. Thread-safe.
+    """Sends requests with the `Authorization` that they need. Thread-safe.
+
+    What the registry asks for is learnt from its first 401, which some send for a push only.
 
     Args:
         credentials: Whose; anonymous if None.
-        send: Asks the token realm, which may be another host.
+        transport: Also speaks to the token realm, which may be another host.
     """
 
-    def __init__(self, credentials: Credentials | None, send: Send) -> None:
+    def __init__(self, credentials: Credentials | None, transport: Transport) -> None:
         self._credentials = credentials
-        self._send = send
+        self._transport = transport
+        self._challenge: Challenge | None = None
         self._lock = threading.Lock()
-        self._tokens: dict[tuple[str, ...], tuple[str, float]] = {}
-        self.challenge = Challenge("", {})
+        self._tokens: dict[Scopes, _Token] = {}
 
-    def header(self, scopes: tuple[str, ...]) -> dict[str, str]:
-        """Return the header for a request that needs these scopes; none if nobody asked for any.
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], *, scopes: Scopes, what: str
+    ) -> Answer:
+        """Send a request and return the answer, whatever its status.
+
+        After a 401 it is sent again, once, if there is something else to show: the registry had
+        not said before what it wants, or the token was not a new one. A new one that is refused
+        is not worth another: then it is the permission that is missing.
 
         Raises:
-            DestinationError: The token realm refused or is not to be reached.
+            DestinationError: No complete answer came, or no token.
         """
-        if self.challenge.scheme == "basic" and self._credentials is not None:
-            return {"Authorization": self._credentials.basic()}
-        if self.challenge.scheme != "bearer":
+        challenge, kept = self._challenge, self._kept(scopes)
+        shown = kept or self._authorization(challenge, scopes)
+        answer = self._transport.send(method, url, {**headers, **shown}, what=what)
+        if answer.status != 401:
+            return answer
+        asked = Challenge.parse(answer.headers.get("WWW-Authenticate", "")) or challenge
+        self._challenge = asked
+        self._drop(scopes, shown)
+        if asked == challenge and not kept:
+            return answer
+        other = self._kept(scopes) or self._authorization(asked, scopes)
+        if other == shown:
+            return answer
+        return self._transport.send(method, url, {**headers, **other}, what=what)
+
+    def _kept(self, scopes: Scopes) -> dict[str, str]:
+        with self._lock:
+            token = self._tokens.get(scopes)
+        if token is None or time.monotonic() >= token.expires:
             return {}
+        return {"Authorization": token.authorization}
+
+    def _drop(self, scopes: Scopes, shown: Mapping[str, str]) -> None:
+        """Forget a token that was refused, unless another thread has put a new one there."""
         with self._lock:
-            token, expires = self._tokens.get(scopes, ("", 0.0))
-        if time.monotonic() >= expires:
-            # Two threads may both ask: harmless, and the lock is not held while the realm thinks.
-            token, seconds = self._ask(scopes)
+            token = self._tokens.get(scopes)
+            if token is not None and token.authorization == shown.get("Authorization"):
+                del self._tokens[scopes]
+
+    def _authorization(self, challenge: Challenge | None, scopes: Scopes) -> dict[str, str]:
+        """Return what meets a challenge; nothing if nobody has asked or there is nothing to show.
+
+        Two threads may both ask for one token: harmless, and no lock is held meanwhile.
+        """
+        if challenge is None:
+            return {}
+        if challenge.scheme == "bearer":
+            token = self._new_token(challenge, scopes)
             with self._lock:
-                self._tokens[scopes] = token, time.monotonic() + seconds - _MARGIN_SECONDS
-        return {"Authorization": f"Bearer {token}"}
+                self._tokens[scopes] = token
+            return {"Authorization": token.authorization}
+        return {} if self._credentials is None else {"Authorization": self._credentials.basic()}
 
-    def forget(self, scopes: tuple[str, ...]) -> bool:
-        """Drop a token that was refused; return whether there was one, so a new one may do."""
-        with self._lock:
-            return self._tokens.pop(scopes, None) is not None
+    def _new_token(self, challenge: Challenge, scopes: Scopes) -> _Token:
+        what = f"cannot get a token from {clean(urlsplit(challenge.realm).netloc)}"
+        began = time.monotonic()
+        answer = self._ask(challenge, scopes, what)
+        if answer.status != 200:
+            raise answered(what, answer)
+        try:
+            found = orjson.loads(answer.body)
+            text = found.get("token") or found.get("access_token")
+            seconds = found.get("expires_in")
+        except (ValueError, AttributeError):
+            text, seconds = None, None
+        # One with a space or line break in it would end the header, or be quoted in an error.
+        if not isinstance(text, str) or _TOKEN.fullmatch(text) is None:
+            raise PermanentDestinationError(f"{what}: it answers with none")
+        lives = seconds if isinstance(seconds, int | float) else 0.0
+        expires = began + max(lives, _SHORTEST_SECONDS) - _MARGIN_SECONDS
+        return _Token(f"Bearer {text}", expires)
 
-    def _ask(self, scopes: tuple[str, ...]) -> tuple[str, float]:
-        realm = self.challenge.parameters.get("realm", "")
-        if not realm.startswith(("https://", "http://")):
-            raise PermanentDestinationError("the destination's challenge names no token realm")
-        service = self.challenge.parameters.get("service", "")
-        query = [("service", service)] if service else []
-        query += [("scope", scope) for scope in scopes]
+    def _ask(self, challenge: Challenge, scopes: Scopes, what: str) -> Answer:
+        service = [("service", challenge.service)] if challenge.service else []
         found = self._credentials
         if found is not None and found.identity_token:
             form = [
                 ("grant_type", "refresh_token"),
                 ("client_id", "skopeo-dir"),
                 ("refresh_token", found.identity_token),
-                *([("service", service)] if service else []),
-                *([("scope", " ".join(scopes))] if scopes else []),
+                ("scope", " ".join(scopes)),
+                *service,
             ]
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            response = self._send("POST", realm, headers, urlencode(form).encode())
+            body = urlencode(form).encode()
+            return self._transport.send("POST", challenge.realm, headers, body=body, what=what)
+        query = urlencode([*service, *(("scope", scope) for scope in scopes)])
+        separator = "&" if "?" in challenge.realm else "?"
+        url = f"{challenge.realm}{separator}{query}"
+        headers = {} if found is None else {"Authorization": found.basic()}
+        return self._transport.send("GET", url, headers, what=what)
+
+
+def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the schemes and parameters of a header, their names in lower case."""
+    scheme, parameters = "", dict[str, str]()
+    for item in _ITEM.finditer(header):
+        name, equals, quoted, bare = item.groups()
+        if equals is None:
+            yield scheme, parameters
+            scheme, parameters = name.lower(), {}
         else:
-            headers = {} if found is None else {"Authorization": found.basic()}
-            separator = "&" if "?" in realm else "?"
-            response = self._send("GET", f"{realm}{separator}{urlencode(query)}", headers, None)
-        if response.status != 200:
-            raise answered("the token realm refused", response)
-        try:
-            answer = orjson.loads(response.data)
-            token = answer.get("token") or answer["access_token"]
-            seconds = answer.get("expires_in") or _DEFAULT_SECONDS
-            return str(token), max(float(seconds), _DEFAULT_SECONDS)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise PermanentDestinationError("the token realm gave no token") from None
+            parameters[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) if bare is None else bare
+    yield scheme, parameters
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
