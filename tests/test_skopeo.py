@@ -34,6 +34,7 @@ from exporter.skopeo import (
     Mode,
     Options,
     Processes,
+    Run,
     Skopeo,
     explain,
 )
@@ -707,11 +708,16 @@ def test_a_long_text_keeps_where_and_why() -> None:
 # --- what a runner may return
 
 
-def runner(finished: Finished) -> Callable[[Sequence[str]], Finished]:
-    return lambda command: finished
+def runner(finished: Finished) -> Run:
+    def run(
+        command: Sequence[str], *, listen: Callable[[str], None] | None = None
+    ) -> Finished:
+        return finished
+
+    return run
 
 
-def with_runner(run: Callable[[Sequence[str]], Finished]) -> Skopeo:
+def with_runner(run: Run) -> Skopeo:
     return Skopeo(
         executable="skopeo",
         version="0",

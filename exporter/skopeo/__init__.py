@@ -5,7 +5,7 @@ It knows nothing of which image is pushed when.
 
 from exporter.skopeo.command import Mode, Options, Skopeo
 from exporter.skopeo.messages import MAX_SENTENCE, explain
-from exporter.skopeo.processes import GRACE_SECONDS, MAX_OUTPUT, Finished, Processes
+from exporter.skopeo.processes import GRACE_SECONDS, MAX_OUTPUT, Finished, Processes, Run
 
 __all__ = [
     "GRACE_SECONDS",
@@ -15,6 +15,7 @@ __all__ = [
     "Mode",
     "Options",
     "Processes",
+    "Run",
     "Skopeo",
     "explain",
 ]

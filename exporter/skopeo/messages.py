@@ -6,6 +6,7 @@ copy/) as skopeo 1.9.3 prints them; tests/test_skopeo.py holds them.
 
 import re
 
+from exporter.digest import Digest
 from exporter.errors import (
     PermanentDestinationError,
     SkopeoDirError,
@@ -40,6 +41,17 @@ def explain(stderr: str, *, source: str) -> SkopeoDirError:
     return TemporaryDestinationError(sentence)
 
 
+def uploaded_digest(line: str) -> Digest | None:
+    """Return the blob whose upload a line of the debug log ends; None for any other line.
+
+    Spec: containers/image, docker/docker_image_dest.go, PutBlob: "Upload of layer %s complete";
+    it says so of configs too, and not of a blob that was there already.
+    """
+    found = _UPLOADED.search(line)
+    return Digest.parse(found[1]) if found is not None else None
+
+
+_UPLOADED = re.compile(r"Upload of layer (sha256:[0-9a-f]{64}) complete")
 _EXPORT_AGAIN = "check the source and export the image again"
 _TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
