@@ -37,6 +37,19 @@ class Closure:
         """Yield every manifest but the root."""
         return (digest for digest in self.manifests if digest != self.root)
 
+    def children_first(self) -> list[Digest]:
+        """Return every manifest, each after all that it lists; the root is the last."""
+        ordered: dict[Digest, None] = {}
+        pending = [(self.root, False)]
+        while pending:
+            digest, listed = pending.pop()
+            if listed:
+                ordered[digest] = None
+            elif digest not in ordered:
+                pending.append((digest, True))
+                pending += [(child.digest, False) for child in self.manifests[digest].children]
+        return list(ordered)
+
 
 def resolve(root: Digest, read: ReadManifest) -> Closure:
     """Return the closure of `root`. Every manifest is read once, however often it is listed.

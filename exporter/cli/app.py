@@ -13,6 +13,7 @@ import typer
 from exporter import __version__
 from exporter.cli.console import print_error
 from exporter.cli.export import export_images
+from exporter.cli.groups import ungrouped
 from exporter.cli.list import list_images
 from exporter.cli.migrate import migrate
 from exporter.cli.push import push_images
@@ -51,6 +52,7 @@ def _options(
 
 def _add(name: str, function: Callable[..., int]) -> None:
     """Add a command: it returns its exit code, and its errors become a sentence and theirs."""
+    function = ungrouped(function)
 
     @functools.wraps(function)
     def run(*args: object, **kwargs: object) -> NoReturn:

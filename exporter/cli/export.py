@@ -17,9 +17,7 @@ def export_images(
     source: options.Source,
     out: options.Out,
     *,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     json: options.Json = False,
 ) -> int:
     """Build dir: images out of hard links.
@@ -33,8 +31,9 @@ def export_images(
     from exporter.storage import Storage
 
     storage = Storage.open(source)
-    wanted = selection(include, exclude, from_file)
-    out = out_directory(storage, out)
+    wanted = selection(selecting)
+    out = out_path(storage, out)
+    dirlayout.prepare(out)
     with files.locked(dirlayout.lock_file(out)), listening(json=json) as observe:
         summary = export(storage, out, selection=wanted, observe=observe)
     if json:
@@ -44,18 +43,15 @@ def export_images(
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
-def out_directory(storage: "Storage", out: str) -> str:
-    """Return the absolute path of OUT, made ready for an export.
+def out_path(storage: "Storage", out: str) -> str:
+    """Return the absolute path of OUT.
 
     Raises:
-        UsageError: OUT is inside the registry's storage, or is not fit.
+        UsageError: OUT is inside the registry's storage.
     """
-    from exporter import dirlayout
-
     path = os.path.realpath(out)
     if os.path.commonpath([path, storage.root]) == storage.root:
         raise UsageError(f"{out} is inside the registry's storage, which is never written to")
-    dirlayout.prepare(path)
     return path
 
 

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def list_images(
     source: options.Source,
     *,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     names: Annotated[
         bool, typer.Option("--names", help="Print REPOSITORY:TAG lines and nothing else.")
     ] = False,
@@ -34,7 +32,7 @@ def list_images(
     from exporter.storage import Storage
 
     storage = Storage.open(source)
-    wanted = selection(include, exclude, from_file)
+    wanted = selection(selecting)
     if names:
         images, unreadable = select(storage.tags(), wanted)
         sys.stdout.writelines(f"{image.name}\n" for image in images)

@@ -53,21 +53,10 @@ def migrate(
             help="Where the dir: images go: the source's file system. Default: SOURCE.skopeo-dir",
         ),
     ] = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
-    jobs: options.Jobs = 8,
-    authfile: options.Authfile = None,
-    username: options.Username = None,
-    password_stdin: options.PasswordStdin = False,
-    password_file: options.PasswordFile = None,
-    dest_tls_verify: options.TlsVerify = None,
-    dest_cert_dir: options.CertDir = None,
-    skopeo: options.Executable = "skopeo",
-    retry_times: options.RetryTimes = 0,
-    command_timeout: options.CommandTimeout = None,
-    policy: options.Policy = None,
-    insecure_policy: options.InsecurePolicy = False,
+    selecting: options.Selecting,
+    pushing: options.Pushing,
+    access: options.Access,
+    engine: options.Engine,
     json: options.Json = False,
 ) -> int:
     """Export, push and verify in one go.
@@ -75,57 +64,53 @@ def migrate(
     Run it again after any interruption: it does what is left.
     """
     from exporter import dirlayout, files
-    from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
+    from exporter.cli.destination import connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection
     from exporter.export import export
-    from exporter.plan import Selection
-    from exporter.push import PushSummary, push
+    from exporter.plan import Selection, select
+    from exporter.push import PushSummary
+    from exporter.shipment import Shipment
     from exporter.skopeo import Processes
     from exporter.storage import Storage
     from exporter.verify import VerifySummary, verify
 
     destination = parse_destination(dest)
-    access = Access(
-        authfile=authfile,
-        username=username,
-        password_stdin=password_stdin,
-        password_file=password_file,
-        dest_tls_verify=dest_tls_verify,
-        dest_cert_dir=dest_cert_dir,
-    )
-    engine = Engine(
-        executable=skopeo,
-        retry_times=retry_times,
-        command_timeout=command_timeout,
-        policy=policy,
-        insecure_policy=insecure_policy,
-    )
     storage = Storage.open(source)
-    wanted = selection(include, exclude, from_file)
+    wanted = selection(selecting)
     processes = Processes()
+    path = export_command.out_path(storage, out or default_out(storage))
     with connected(destination, access) as (client, access_with_authfile):
+        if pushing.dry_run or pushing.print_commands:
+            skopeo = find_skopeo(engine, access, processes)
+            images, unreadable = select(storage.tags(), wanted)
+            shipment = Shipment.of_storage(storage, path, destination, images, unreadable)
+            return push_command.foretell(shipment, client, skopeo, pushing, json=json)
         # What would stop the push is found before anything is built.
-        engine_found = find_skopeo(engine, access_with_authfile, processes)
+        skopeo = find_skopeo(engine, access_with_authfile, processes)
         client.ping()
-        path = export_command.out_directory(storage, out or default_out(storage))
+        dirlayout.prepare(path)
         with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
             outcome = _Outcome(observe)
             exported = export(storage, path, selection=wanted, observe=outcome)
             whole = Selection(names=outcome.exported)
             pushed, verified = PushSummary(), VerifySummary()
             if outcome.exported:
-                pushed = push(
+                pushed = push_command.deliver(
                     path,
-                    destination,
-                    client=client,
-                    skopeo=engine_found,
+                    Shipment.of_out(path, destination, whole),
+                    client,
+                    skopeo,
+                    pushing,
                     stop=processes.stop,
-                    selection=whole,
-                    jobs=jobs,
                     observe=outcome,
                 )
                 verified = verify(
-                    path, destination, client=client, selection=whole, jobs=jobs, observe=outcome
+                    path,
+                    destination,
+                    client=client,
+                    selection=whole,
+                    jobs=pushing.jobs,
+                    observe=outcome,
                 )
     summary = MigrateSummary(
         images=exported.images + exported.failed,
@@ -140,7 +125,7 @@ def migrate(
         print_json("summary", summary)
     else:
         sys.stdout.write(f"{export_command.sentence(exported)}\n")
-        sys.stdout.write(f"{push_command.sentence(pushed)}\n")
+        sys.stdout.write(f"{push_command.sentence(pushed, path)}\n")
         sys.stdout.write(f"{verify_command.sentence(verified)}\n")
         sys.stdout.write(f"{_sentence(summary)}\n")
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK

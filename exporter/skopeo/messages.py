@@ -15,6 +15,11 @@ from exporter.errors import (
     UsageError,
 )
 
+
+class ChildrenFirst(SourceError):  # noqa: N818 - it says what to do about it
+    """Skopeo cannot push this index in one go, but each child by its digest, then it alone."""
+
+
 MAX_SENTENCE = 400
 """Longest error sentence in characters; the middle of a longer one is cut out."""
 
@@ -74,12 +79,17 @@ _RULES: tuple[tuple[re.Pattern[str], type[SkopeoDirError], str], ...] = tuple(
             _EXPORT_AGAIN,
         ),
         (
-            # What skopeo cannot copy as it is: nested indexes, sha512 blobs, raw schema 1, and
-            # in 1.14 to 1.22 an OCI index with zstd children (containers/skopeo issue 2627).
+            # An index in an index, and, in 1.14 to 1.22, an OCI index with zstd children
+            # (containers/skopeo issue 2627).
+            r"unexpectedly received a manifest list|manifest list must be converted",
+            ChildrenFirst,
+            "",
+        ),
+        (
+            # What skopeo cannot copy as it is: sha512 blobs, raw schema 1.
             (
-                r"unexpectedly received a manifest list|saved with digest"
-                r"|embedded docker reference|would not match destination reference"
-                r"|manifest list must be converted"
+                r"saved with digest|embedded docker reference"
+                r"|would not match destination reference"
             ),
             SourceError,
             "",
