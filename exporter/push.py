@@ -1,13 +1,11 @@
 """Push the images of OUT with skopeo: in parallel, every blob once, and only what is not there."""
 
-import os
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from exporter import dirlayout
+from exporter.copies import Copy, children_first, source_directory
 from exporter.digest import Digest
 from exporter.distribution import Client
 from exporter.errors import (
@@ -17,8 +15,7 @@ from exporter.errors import (
     SourceError,
     TemporaryDestinationError,
 )
-from exporter.events import Failed, Observer, Pushed, Started, silent
-from exporter.reference import ImageName
+from exporter.events import Failed, Observer, Pushed, Skipped, Started, silent
 from exporter.schedule import Job, Schedule
 from exporter.shipment import Forecast, Image, Shipment, Unfit, read_image
 from exporter.skopeo import ChildrenFirst, Mode, Skopeo
@@ -38,6 +35,7 @@ class PushSummary:
         images: Images that are at the destination now.
         present: Those of them that were there before.
         failed: Images that are not.
+        skipped: Images that were not to be pushed (Docker schema 1, if so asked).
         left: Images that were not tried, since another had failed.
         mounted: Blobs taken over from another repository of the destination instead of sent.
         bytes_sent: Of configs and layers that were uploaded for images that arrived.
@@ -48,6 +46,7 @@ class PushSummary:
     images: int = 0
     present: int = 0
     failed: int = 0
+    skipped: int = 0
     left: int = 0
     mounted: int = 0
     bytes_sent: int = 0
@@ -105,7 +104,7 @@ def push(
     """
     pace = pace or Pace()
     client.ping()
-    observe(Started(verb="push", images=len(shipment.images) + len(shipment.unfit)))
+    observe(Started(verb="push", images=shipment.size))
     pool = pace.requests()
     try:
         return _Push(shipment, client, skopeo, pool, observe).run(pace, stop)
@@ -134,12 +133,25 @@ def foresee(
 
 @dataclass(slots=True)
 class _Journey:
-    """What was done for one image: tries, seconds, and the numbers of blobs."""
+    """What was done for one copy: tries, seconds, and the numbers of blobs."""
 
     tries: int = 0
     seconds: float = 0.0
     sent: set[int] = field(default_factory=set)
     mounted: set[int] = field(default_factory=set)
+    pushed: Digest | None = None
+
+    @classmethod
+    def of(cls, journeys: Iterable["_Journey"]) -> "_Journey":
+        """Return what was done for an image."""
+        whole = cls()
+        for each in journeys:
+            whole.tries += each.tries
+            whole.seconds += each.seconds
+            whole.sent |= each.sent
+            whole.mounted |= each.mounted
+            whole.pushed = each.pushed
+        return whole
 
 
 class _Push:
@@ -159,70 +171,84 @@ class _Push:
         self._skopeo = skopeo
         self._pool = pool
         self._observe = observe
-        self._journeys: dict[ImageName, _Journey] = {}
         self._summary = PushSummary()
 
     def run(self, pace: Pace, stop: Callable[[int], None]) -> PushSummary:
         """Push images until each has arrived or failed."""
+        for unfit in self._shipment.skipped:
+            self._summary.skipped += 1
+            self._observe(Skipped(name=str(unfit.name), reason=unfit.problem.message))
         for unfit in self._shipment.unfit:
-            self._tell(_unfit(unfit))
-        if pace.fail_fast and self._shipment.unfit:
-            self._summary.left = len(self._shipment.images)
-            return self._summary
-        images = self._shipment.ask(self._client, self._pool, self._arrived)
-        projects = {image.project: 0 for image in images}
-        projects = {project: number for number, project in enumerate(projects)}
-        schedule = Schedule(
-            [Job(blobs=image.blobs, project=projects[image.project]) for image in images],
-            self._blobs.sizes,
-            jobs_per_project=pace.jobs_per_project,
-        )
+            self._fail(_unfit(unfit))
+        if not (pace.fail_fast and self._summary.failed):
+            images = self._shipment.ask(self._client, self._pool, self._present)
+            self._run(images, pace, stop)
+        done = self._summary.images + self._summary.failed + self._summary.skipped
+        self._summary.left = self._shipment.size - done
+        return self._summary
+
+    def _run(self, images: list[Image], pace: Pace, stop: Callable[[int], None]) -> None:
+        steps: list[tuple[Image, Copy, _Journey]] = []
+        journeys: list[list[_Journey]] = []  # by the number of a step, those of its image
+        queue: list[Job] = []
+        projects: dict[str, int] = {}
+        for image in images:
+            first, own = len(steps), [_Journey() for _ in image.copies]
+            project = projects.setdefault(image.project, len(projects))
+            for copy, journey in zip(image.copies, own, strict=True):
+                blobs = [self._blobs.numbers[blob] for blob in copy.blobs]
+                below = range(first, len(steps)) if copy.mode is Mode.INDEX_ONLY else ()
+                queue.append(Job(blobs=blobs, project=project, after=below))
+                steps.append((image, copy, journey))
+                journeys.append(own)
+        schedule = Schedule(queue, self._blobs.sizes, jobs_per_project=pace.jobs_per_project)
         for blob, places in enumerate(self._blobs.places):
             if places:
                 schedule.settle(blob)
+        failed: set[str] = set()
 
         def report(number: int, error: SkopeoDirError | None, _lost: list[int]) -> None:
+            image, copy, _ = steps[number]
+            whole = _Journey.of(journeys[number])
             if error is None:
-                self._shipment.settle(images[number])
-                self._arrived(images[number])
-            else:
-                self._failed(images[number], error)
+                for blob in copy.blobs:
+                    self._blobs.places[self._blobs.numbers[blob]].add(image.repository)
+                if copy is image.copies[-1]:
+                    self._arrived(image, whole)
+            elif image.reference not in failed:  # several of its copies may fail
+                failed.add(image.reference)
+                self._fail(_failed(image, error, whole))
 
         def attempt(number: int) -> SkopeoDirError | None:
-            return self._attempt(images[number], workers.settle)
+            return self._attempt(*steps[number], workers.settle)
 
         workers = Workers(
-            schedule,
-            attempt,
-            report,
-            jobs=pace.jobs,
-            retry=pace.retry,
-            fail_fast=pace.fail_fast,
+            schedule, attempt, report, jobs=pace.jobs, retry=pace.retry, fail_fast=pace.fail_fast
         )
         workers.run(stop=stop)
-        done = self._summary.images + self._summary.failed
-        self._summary.left = len(self._shipment.images) + len(self._shipment.unfit) - done
-        return self._summary
 
-    def _attempt(self, image: Image, settle: Callable[[int], None]) -> SkopeoDirError | None:
-        """Try to push one image; return what went wrong with it."""
-        journey = self._journeys.setdefault(image.name, _Journey())
+    def _attempt(
+        self, image: Image, copy: Copy, journey: _Journey, settle: Callable[[int], None]
+    ) -> SkopeoDirError | None:
+        """Try one copy; return what went wrong with it."""
         started = time.monotonic()
         journey.tries += 1
         try:
-            if self._is_there(image, journey):
+            if self._is_there(image, copy, journey):
                 return None
-            self._mount(image, journey)
-            pushed = self._copy(image, journey, settle)
+            self._mount(image, copy, journey)
+            journey.pushed = self._copy(image, copy, journey, settle)
         except (DestinationError, SourceError) as error:
             return error
         finally:
             journey.seconds += time.monotonic() - started
-        if pushed != image.digest:
-            return PermanentDestinationError(f"arrived as {pushed} instead of {image.digest}")
+        if copy.mode is not Mode.CONVERT and journey.pushed != copy.digest:
+            return PermanentDestinationError(
+                f"arrived as {journey.pushed} instead of {copy.digest}"
+            )
         return None
 
-    def _is_there(self, image: Image, journey: _Journey) -> bool:
+    def _is_there(self, image: Image, copy: Copy, journey: _Journey) -> bool:
         """Tell if there is nothing to do after all.
 
         An image that was not answered for has failed its first try by that. From the second try
@@ -232,13 +258,14 @@ class _Push:
         Raises:
             DestinationError: There is no answer.
         """
-        if journey.tries > 1:
-            image.found = self._client.manifest_digest(image.repository, image.name.reference)
-        elif isinstance(image.found, DestinationError):
-            raise image.found
-        return image.present
+        if journey.tries == 1:
+            if isinstance(image.found, DestinationError):
+                raise image.found
+            return False
+        reference = copy.digest if copy.by_digest else image.name.reference
+        return self._client.manifest_digest(image.repository, reference) == copy.digest
 
-    def _mount(self, image: Image, journey: _Journey) -> None:
+    def _mount(self, image: Image, copy: Copy, journey: _Journey) -> None:
         """Take over what another repository of the destination has, so that skopeo finds it there.
 
         Skopeo mounts only what its own cache has seen it upload; we know without a cache. All at
@@ -248,22 +275,25 @@ class _Push:
             TemporaryDestinationError: The destination is not answering.
         """
 
-        def mount(blob: int) -> bool:
+        def mount(digest: Digest) -> bool:
             # A copy: another thread may add a place at any moment.
-            places = tuple(self._blobs.places[blob])
+            places = tuple(self._blobs.places[self._blobs.numbers[digest]])
             if not places or image.repository in places:
                 return False
             try:
-                return self._client.mount(image.repository, self._blobs.digests[blob], places[0])
+                return self._client.mount(image.repository, digest, places[0])
             except PermanentDestinationError:
                 return False  # skopeo will upload it, or say why it cannot
 
-        for blob, mounted in zip(image.blobs, self._pool.map(mount, image.blobs), strict=True):
+        for digest, mounted in zip(copy.blobs, self._pool.map(mount, copy.blobs), strict=True):
             if mounted:
+                blob = self._blobs.numbers[digest]
                 self._blobs.places[blob].add(image.repository)
                 journey.mounted.add(blob)
 
-    def _copy(self, image: Image, journey: _Journey, settle: Callable[[int], None]) -> Digest:
+    def _copy(
+        self, image: Image, copy: Copy, journey: _Journey, settle: Callable[[int], None]
+    ) -> Digest:
         """Let skopeo send the rest; each blob is everyone's as soon as it has arrived."""
 
         def uploaded(digest: Digest) -> None:
@@ -273,42 +303,28 @@ class _Push:
                 self._blobs.places[blob].add(image.repository)
                 settle(blob)
 
-        try:
-            return self._skopeo.copy(image.directory, image.reference, uploaded=uploaded)
-        except ChildrenFirst:
-            return self._copy_children_first(image, uploaded)
-
-    def _copy_children_first(self, image: Image, uploaded: Callable[[Digest], None]) -> Digest:
-        """Push each manifest below an index by its digest, and then the index alone.
-
-        In a directory of symbolic links, in which one manifest after another is `manifest.json`.
-        """
-        closure = read_image(image.directory, image.digest)
-        repository, pushed = image.reference[: -len(str(image.name.reference)) - 1], image.digest
-        with tempfile.TemporaryDirectory(prefix="skopeo-dir-") as relay:
-            for name in os.listdir(image.directory):
-                if name != dirlayout.MANIFEST:
-                    os.symlink(f"{image.directory}/{name}", f"{relay}/{name}")
-            for digest in closure.children_first():
-                is_root = digest == image.digest
-                name = dirlayout.MANIFEST if is_root else dirlayout.child_manifest(digest)
-                os.symlink(f"{image.directory}/{name}", f"{relay}/{dirlayout.MANIFEST}")
-                pushed = self._skopeo.copy(
-                    relay,
-                    image.reference if is_root else f"{repository}@{digest}",
-                    mode=Mode.INDEX_ONLY if closure.manifests[digest].is_index else Mode.ALL,
-                    uploaded=uploaded,
+        def copied(part: Copy) -> Digest:
+            with source_directory(image.directory, part) as directory:
+                return self._skopeo.copy(
+                    directory, image.reference_of(part), mode=part.mode, uploaded=uploaded
                 )
-                os.unlink(f"{relay}/{dirlayout.MANIFEST}")
-        return pushed
 
-    def _arrived(self, image: Image) -> None:
-        journey = self._journeys.pop(image.name, _Journey())
+        try:
+            return copied(copy)
+        except ChildrenFirst:
+            parts = children_first(read_image(image.directory, copy.digest))
+            return [copied(part) for part in parts][-1]
+
+    def _present(self, image: Image) -> None:
+        self._arrived(image, _Journey())
+
+    def _arrived(self, image: Image, journey: _Journey) -> None:
         size, rest = self._blobs.size, set(image.blobs) - journey.sent - journey.mounted
         event = Pushed(
             name=str(image.name),
             destination=image.reference,
-            digest=image.digest,
+            digest=journey.pushed or image.digest,
+            converted_from=image.digest if image.converted and journey.pushed else "",
             status="pushed" if journey.tries else "present",
             mounted=len(journey.mounted),
             tries=journey.tries,
@@ -325,11 +341,7 @@ class _Push:
         self._summary.bytes_present += event.bytes_present
         self._observe(event)
 
-    def _failed(self, image: Image, error: SkopeoDirError) -> None:
-        journey = self._journeys.pop(image.name, _Journey())
-        self._tell(_failed(image, error, journey))
-
-    def _tell(self, event: Failed) -> None:
+    def _fail(self, event: Failed) -> None:
         self._summary.failed += 1
         self._observe(event)
 

@@ -5,17 +5,28 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import partial
 
 from exporter import dirlayout
+from exporter.copies import Copy, copies
 from exporter.digest import Digest
 from exporter.distribution import Client
 from exporter.errors import DestinationError
-from exporter.plan import Closure, Selection, resolve
+from exporter.plan import Closure, Selection, blob_problems, resolve
 from exporter.reference import Destination, ImageName, RepositoryName
+from exporter.skopeo import Mode
 from exporter.storage import Storage, TaggedImage, UnreadableTag
-from exporter.verdict import Problem, ProblemError, Verdict
+from exporter.verdict import Problem, Verdict
+
+
+class Schema1(StrEnum):
+    """What becomes of Docker schema 1: its signature is not on disk, so its digest cannot stay."""
+
+    CONVERT = "convert"
+    SKIP = "skip"
+    FAIL = "fail"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +39,7 @@ class Image:
         directory: The skopeo `dir:`.
         repository: What its repository is called at the destination.
         reference: `host/repository:tag`, or `host/repository@digest`.
+        copies: What brings it there, in order; the last is the image itself.
         blobs: Its configs and layers, each once, by number.
         manifests: How many it consists of: 1, or an index and all below it.
         lookups: Configs and layers over all its manifests: skopeo asks for each of them.
@@ -39,6 +51,7 @@ class Image:
     directory: str
     repository: RepositoryName
     reference: str
+    copies: tuple[Copy, ...]
     blobs: tuple[int, ...]
     manifests: int
     lookups: int
@@ -48,6 +61,17 @@ class Image:
     def present(self) -> bool:
         """Whether the destination has it, under its name and digest."""
         return self.found == self.digest
+
+    @property
+    def converted(self) -> bool:
+        """Whether it gets another digest on its way."""
+        return self.copies[-1].mode is Mode.CONVERT
+
+    def reference_of(self, copy: Copy) -> str:
+        """Return where one of its copies goes: `host/repository`, then `:tag` or `@digest`."""
+        if not copy.by_digest:
+            return self.reference
+        return f"{self.reference.partition('/')[0]}/{self.repository}@{copy.digest}"
 
     @property
     def project(self) -> str:
@@ -107,6 +131,8 @@ class Forecast:
     Attributes:
         images_to_push: Images that the destination lacks, or has another one for.
         images_present: Images that it has.
+        images_to_convert: Those of the images to push that get another digest.
+        images_skipped: Images that are left out, as asked.
         images_failing: Images that cannot be pushed as they are, or that the destination did not
             answer for (those count as to be pushed, too).
         blobs_to_send: Configs and layers to upload, each once.
@@ -120,6 +146,8 @@ class Forecast:
 
     images_to_push: int = 0
     images_present: int = 0
+    images_to_convert: int = 0
+    images_skipped: int = 0
     images_failing: int = 0
     blobs_to_send: int = 0
     bytes_to_send: int = 0
@@ -136,25 +164,42 @@ class Shipment:
     Attributes:
         images: Those that can be pushed, sorted by name.
         unfit: Those that cannot.
+        skipped: Those that are left out, as asked: Docker schema 1.
         blobs: The blobs of `images`.
     """
 
-    def __init__(self, out: str, destination: Destination) -> None:
+    def __init__(self, out: str, destination: Destination, schema1: Schema1) -> None:
         self._out = out
+        self._schema1 = schema1
         self._destination = destination
         self.images: list[Image] = []
         self.unfit: list[Unfit] = []
+        self.skipped: list[Unfit] = []
         self.blobs = Blobs()
 
+    @property
+    def size(self) -> int:
+        """How many images it is about."""
+        return len(self.images) + len(self.unfit) + len(self.skipped)
+
     @classmethod
-    def of_out(cls, out: str, destination: Destination, selection: Selection) -> "Shipment":
+    def of_out(
+        cls,
+        out: str,
+        destination: Destination,
+        selection: Selection | None = None,
+        *,
+        schema1: Schema1 = Schema1.CONVERT,
+    ) -> "Shipment":
         """Read the images of OUT and look at their files.
 
         Raises:
             UsageError: OUT holds no images, or none matches.
         """
-        images = selection.pick(dirlayout.images(out).items(), lambda item: item[0])
-        shipment = cls(out, destination)
+        images = (selection or Selection()).pick(
+            dirlayout.images(out).items(), lambda item: item[0]
+        )
+        shipment = cls(out, destination, schema1)
         for name, digest in images:
             shipment._add(name, digest, partial(_read_out, out, name, digest))
         return shipment
@@ -165,14 +210,24 @@ class Shipment:
         storage: Storage,
         out: str,
         destination: Destination,
-        images: Iterable[TaggedImage],
-        unreadable: Iterable[UnreadableTag] = (),
+        found: tuple[Sequence[TaggedImage], Sequence[UnreadableTag]],
+        *,
+        schema1: Schema1 = Schema1.CONVERT,
     ) -> "Shipment":
-        """Read images where they come from, as if they had been exported to OUT already."""
-        shipment = cls(out, destination)
+        """Read images where they come from, as if they had been exported to OUT already.
+
+        Args:
+            storage: Where they come from.
+            out: Where they would lie.
+            destination: Where they go.
+            found: What `select` returned.
+            schema1: What becomes of Docker schema 1.
+        """
+        images, unreadable = found
+        shipment = cls(out, destination, schema1)
         shipment.unfit += [Unfit(name=tag.name, problem=tag.problem) for tag in unreadable]
         for image in sorted(images, key=lambda image: str(image.name)):
-            read = partial(_read_storage, storage, image.digest)
+            read = partial(_read_storage, storage, image.name, image.digest)
             shipment._add(image.name, image.digest, read)
         return shipment
 
@@ -187,10 +242,18 @@ class Shipment:
             self.unfit.append(Unfit(name=name, digest=digest, problem=problem))
             return
         closure, problems = read()
-        if problems:
-            self.unfit.append(Unfit(name=name, digest=digest, problem=problems[0]))
-            return
-        numbers = [self.blobs.number(blob.digest, blob.size) for blob in closure.blobs.values()]
+        for problem in problems:
+            unfit = Unfit(name=name, digest=digest, problem=problem)
+            if problem.verdict is Verdict.SCHEMA1 and self._schema1 is Schema1.SKIP:
+                self.skipped.append(unfit)
+                return
+            old = problem.verdict is Verdict.SCHEMA1 and self._schema1 is Schema1.FAIL
+            if old or not problem.verdict.exports:
+                self.unfit.append(unfit)
+                return
+        numbers = [
+            self.blobs.number(blob.digest, blob.size or 0) for blob in closure.blobs.values()
+        ]
         lookups = 0
         for manifest in closure.manifests.values():
             if manifest.config is not None:
@@ -203,11 +266,17 @@ class Shipment:
                 directory=directory,
                 repository=repository,
                 reference=f"{self._destination.host}/{ImageName(repository, name.reference)}",
+                copies=tuple([self._shared(copy) for copy in copies(closure)]),
                 blobs=tuple(numbers),
                 manifests=len(closure.manifests),
                 lookups=lookups,
             )
         )
+
+    def _shared(self, copy: Copy) -> Copy:
+        """Return the copy with one string for each digest in the whole shipment: memory."""
+        blobs = self.blobs
+        return replace(copy, blobs=tuple([blobs.digests[blobs.numbers[b]] for b in copy.blobs]))
 
     def ask(self, client: Client, pool: Executor, arrived: Callable[[Image], None]) -> list[Image]:
         """Ask the destination for every image, by one HEAD each, and learn where blobs are.
@@ -244,13 +313,15 @@ class Shipment:
         # Whoever sends a blob first needs no mount for it.
         mounted = blobs.size(blob for blob, _ in pairs) - blobs.size(sent) - blobs.size(present)
         mounts = len(pairs) - len(sent) - len(present)
-        # skopeo: a ping, a HEAD for every blob, four more requests (three for a config) to send
-        # one, a PUT for every manifest.
+        # skopeo: a ping for each copy, a HEAD for every blob, four more requests (three for a
+        # config) to send one, a PUT for every manifest.
         requests = 1 + len(self.images) + mounts + 4 * len(sent) - len(sent & blobs.configs)
-        requests += sum([1 + image.lookups + image.manifests for image in absent])
+        requests += sum([len(image.copies) + image.lookups + image.manifests for image in absent])
         return Forecast(
             images_to_push=len(absent),
             images_present=len(self.images) - len(absent),
+            images_to_convert=sum(image.converted for image in absent),
+            images_skipped=len(self.skipped),
             images_failing=len(self.unfit)
             + sum(isinstance(image.found, DestinationError) for image in absent),
             blobs_to_send=len(sent),
@@ -278,19 +349,12 @@ def read_image(directory: str, digest: Digest) -> Closure:
 def _read_out(out: str, name: ImageName, digest: Digest) -> tuple[Closure, Sequence[Problem]]:
     directory = dirlayout.image_directory(out, name)
     closure = read_image(directory, digest)
-    return closure, closure.problems or dirlayout.blob_problems(directory, closure.blobs.values())
+    blobs = dirlayout.blob_problems(directory, closure.blobs.values())
+    return closure, [*closure.problems, *blobs]
 
 
-def _read_storage(storage: Storage, digest: Digest) -> tuple[Closure, Sequence[Problem]]:
+def _read_storage(
+    storage: Storage, name: ImageName, digest: Digest
+) -> tuple[Closure, Sequence[Problem]]:
     closure = resolve(digest, storage.manifest)
-    problems = list(closure.problems)
-    for expected in closure.blobs.values():
-        try:
-            size = storage.blob(expected.digest).size
-        except ProblemError as error:
-            problems.append(error.problem)
-            continue
-        if size != expected.size:
-            message = f"{expected.digest} has {size} bytes instead of {expected.size}"
-            problems.append(Problem(Verdict.WRONG_SIZE, storage.path(expected.digest), message))
-    return closure, problems
+    return closure, [*closure.problems, *blob_problems(closure, storage, name.repository)]

@@ -94,7 +94,9 @@ class Bench:
             )
             seconds = time.monotonic() - started
             if result.returncode != 0:
-                raise SystemExit(f"{way.__name__}: exit {result.returncode}\n{result.stderr[-3000:]}")
+                raise SystemExit(
+                    f"{way.__name__}: exit {result.returncode}\n{result.stderr[-3000:]}"
+                )
             return seconds, len(_uploads(registry))
 
     def ratio(

@@ -30,6 +30,7 @@ from exporter.errors import (
 from exporter.skopeo import (
     MAX_OUTPUT,
     MAX_SENTENCE,
+    ChildrenFirst,
     Finished,
     Mode,
     Options,
@@ -658,7 +659,7 @@ TEXTS: list[tuple[str, type[SkopeoDirError]]] = [
             'Manifest list must be converted to type "application/vnd.oci.image.index.v1+json" to'
             ' be written to destination, but we cannot modify it: "Instructed to preserve digests"'
         ),
-        SourceError,
+        ChildrenFirst,
     ),
     (
         (
@@ -709,9 +710,7 @@ def test_a_long_text_keeps_where_and_why() -> None:
 
 
 def runner(finished: Finished) -> Run:
-    def run(
-        command: Sequence[str], *, listen: Callable[[str], None] | None = None
-    ) -> Finished:
+    def run(command: Sequence[str], *, listen: Callable[[str], None] | None = None) -> Finished:
         return finished
 
     return run

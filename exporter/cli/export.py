@@ -18,6 +18,7 @@ def export_images(
     out: options.Out,
     *,
     selecting: options.Selecting,
+    untagged: options.Untagged = False,
     json: options.Json = False,
 ) -> int:
     """Build dir: images out of hard links.
@@ -35,7 +36,7 @@ def export_images(
     out = out_path(storage, out)
     dirlayout.prepare(out)
     with files.locked(dirlayout.lock_file(out)), listening(json=json) as observe:
-        summary = export(storage, out, selection=wanted, observe=observe)
+        summary = export(storage, out, selection=wanted, untagged=untagged, observe=observe)
     if json:
         print_json("summary", summary)
     else:

@@ -54,6 +54,7 @@ def migrate(
         ),
     ] = None,
     selecting: options.Selecting,
+    untagged: options.Untagged = False,
     pushing: options.Pushing,
     access: options.Access,
     engine: options.Engine,
@@ -67,9 +68,9 @@ def migrate(
     from exporter.cli.destination import connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection
     from exporter.export import export
-    from exporter.plan import Selection, select
+    from exporter.plan import Selection, candidates, select
     from exporter.push import PushSummary
-    from exporter.shipment import Shipment
+    from exporter.shipment import Schema1, Shipment
     from exporter.skopeo import Processes
     from exporter.storage import Storage
     from exporter.verify import VerifySummary, verify
@@ -82,8 +83,10 @@ def migrate(
     with connected(destination, access) as (client, access_with_authfile):
         if pushing.dry_run or pushing.print_commands:
             skopeo = find_skopeo(engine, access, processes)
-            images, unreadable = select(storage.tags(), wanted)
-            shipment = Shipment.of_storage(storage, path, destination, images, unreadable)
+            found = select(candidates(storage, untagged=untagged), wanted)
+            shipment = Shipment.of_storage(
+                storage, path, destination, found, schema1=Schema1(pushing.schema1)
+            )
             return push_command.foretell(shipment, client, skopeo, pushing, json=json)
         # What would stop the push is found before anything is built.
         skopeo = find_skopeo(engine, access_with_authfile, processes)
@@ -91,13 +94,13 @@ def migrate(
         dirlayout.prepare(path)
         with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
             outcome = _Outcome(observe)
-            exported = export(storage, path, selection=wanted, observe=outcome)
+            exported = export(storage, path, selection=wanted, untagged=untagged, observe=outcome)
             whole = Selection(names=outcome.exported)
             pushed, verified = PushSummary(), VerifySummary()
             if outcome.exported:
                 pushed = push_command.deliver(
                     path,
-                    Shipment.of_out(path, destination, whole),
+                    Shipment.of_out(path, destination, whole, schema1=Schema1(pushing.schema1)),
                     client,
                     skopeo,
                     pushing,

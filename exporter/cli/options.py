@@ -1,7 +1,7 @@
 """Arguments and options that several commands share, declared once."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,13 @@ FromFile = Annotated[
     ),
 ]
 
+Untagged = Annotated[
+    bool,
+    typer.Option(
+        "--untagged",
+        help="Also the manifests that no tag reaches, as REPOSITORY@DIGEST.",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", metavar="N", min=1, max=64, help="How many images at a time."),
@@ -86,6 +93,13 @@ PrintCommands = Annotated[
     typer.Option(
         "--print-commands",
         help="Change nothing; print the skopeo command of every image that is to be pushed.",
+    ),
+]
+OldSchema = Annotated[
+    Literal["convert", "skip", "fail"],
+    typer.Option(
+        "--schema1",
+        help="What becomes of Docker schema 1 images, which cannot keep their digest.",
     ),
 ]
 Authfile = Annotated[
@@ -184,6 +198,7 @@ class Pushing:
     jobs_per_project: JobsPerProject = None
     fail_fast: FailFast = False
     digestfile: DigestFile = None
+    schema1: OldSchema = "convert"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ def push_images(
     from exporter import dirlayout, files
     from exporter.cli.destination import connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection
-    from exporter.shipment import Shipment
+    from exporter.shipment import Schema1, Shipment
     from exporter.skopeo import Processes
 
     destination = parse_destination(dest)
@@ -48,12 +48,12 @@ def push_images(
     with connected(destination, access) as (client, access_with_authfile):
         if pushing.dry_run or pushing.print_commands:
             skopeo = find_skopeo(engine, access, processes)
-            shipment = Shipment.of_out(out, destination, wanted)
+            shipment = Shipment.of_out(out, destination, wanted, schema1=Schema1(pushing.schema1))
             return foretell(shipment, client, skopeo, pushing, json=json)
         skopeo = find_skopeo(engine, access_with_authfile, processes)
         dirlayout.make_work_directory(out)
         with files.locked(dirlayout.lock_file(out)), listening(json=json) as observe:
-            shipment = Shipment.of_out(out, destination, wanted)
+            shipment = Shipment.of_out(out, destination, wanted, schema1=Schema1(pushing.schema1))
             summary = deliver(
                 out, shipment, client, skopeo, pushing, stop=processes.stop, observe=observe
             )
