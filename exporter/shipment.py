@@ -141,7 +141,8 @@ class Forecast:
         bytes_to_mount: Their bytes.
         bytes_present: Of blobs that are needed and in their repository already, once for each.
         projects: First components of the repositories to be pushed to.
-        requests: What we and skopeo will ask if nothing has to be tried twice, tokens left out.
+        requests: What we and skopeo will ask if nothing has to be tried twice; tokens, and how
+            we first find out what the destination speaks, left out.
     """
 
     images_to_push: int = 0
@@ -315,7 +316,7 @@ class Shipment:
         mounts = len(pairs) - len(sent) - len(present)
         # skopeo: a ping for each copy, a HEAD for every blob, four more requests (three for a
         # config) to send one, a PUT for every manifest.
-        requests = 1 + len(self.images) + mounts + 4 * len(sent) - len(sent & blobs.configs)
+        requests = len(self.images) + mounts + 4 * len(sent) - len(sent & blobs.configs)
         requests += sum([len(image.copies) + image.lookups + image.manifests for image in absent])
         return Forecast(
             images_to_push=len(absent),
