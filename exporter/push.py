@@ -1,8 +1,9 @@
 """Push the images of OUT with skopeo: in parallel, every blob once, and only what is not there."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from exporter.copies import Copy, children_first, source_directory
@@ -16,6 +17,7 @@ from exporter.errors import (
     TemporaryDestinationError,
 )
 from exporter.events import Failed, Observer, Pushed, Skipped, Started, silent
+from exporter.reference import RepositoryName
 from exporter.schedule import Job, Schedule
 from exporter.shipment import Forecast, Image, Shipment, Unfit, read_image
 from exporter.skopeo import ChildrenFirst, Mode, Skopeo
@@ -172,6 +174,8 @@ class _Push:
         self._pool = pool
         self._observe = observe
         self._summary = PushSummary()
+        self._lock = threading.Lock()  # of the blobs' places and of the mounts
+        self._mounts: dict[tuple[RepositoryName, int], Future[bool]] = {}
 
     def run(self, pace: Pace, stop: Callable[[int], None]) -> PushSummary:
         """Push images until each has arrived or failed."""
@@ -212,7 +216,7 @@ class _Push:
             whole = _Journey.of(journeys[number])
             if error is None:
                 for blob in copy.blobs:
-                    self._blobs.places[self._blobs.numbers[blob]].add(image.repository)
+                    self._place(self._blobs.numbers[blob], image.repository)
                 if copy is image.copies[-1]:
                     self._arrived(image, whole)
             elif image.reference not in failed:  # several of its copies may fail
@@ -269,27 +273,42 @@ class _Push:
         """Take over what another repository of the destination has, so that skopeo finds it there.
 
         Skopeo mounts only what its own cache has seen it upload; we know without a cache. All at
-        once, since each costs a round trip.
+        once, since each costs a round trip, and each once, however many images wait for it.
 
         Raises:
             TemporaryDestinationError: The destination is not answering.
         """
-
-        def mount(digest: Digest) -> bool:
-            # A copy: another thread may add a place at any moment.
-            places = tuple(self._blobs.places[self._blobs.numbers[digest]])
-            if not places or image.repository in places:
-                return False
-            try:
-                return self._client.mount(image.repository, digest, places[0])
-            except PermanentDestinationError:
-                return False  # skopeo will upload it, or say why it cannot
-
-        for digest, mounted in zip(copy.blobs, self._pool.map(mount, copy.blobs), strict=True):
-            if mounted:
+        asked: list[tuple[int, Future[bool], bool]] = []
+        with self._lock:
+            for digest in copy.blobs:
                 blob = self._blobs.numbers[digest]
-                self._blobs.places[blob].add(image.repository)
+                places = self._blobs.places[blob]
+                if not places or image.repository in places:
+                    continue
+                key = image.repository, blob
+                is_first = key not in self._mounts
+                if is_first:
+                    self._mounts[key] = self._pool.submit(
+                        self._client.mount, image.repository, digest, next(iter(places))
+                    )
+                asked.append((blob, self._mounts[key], is_first))
+        failure: TemporaryDestinationError | None = None
+        for blob, mount, is_first in asked:
+            try:
+                if not mount.result():
+                    continue
+            except PermanentDestinationError:
+                continue  # skopeo will upload it, or say why it cannot
+            except TemporaryDestinationError as error:
+                failure = error
+                with self._lock:
+                    self._mounts.pop((image.repository, blob), None)
+                continue
+            self._place(blob, image.repository)
+            if is_first:
                 journey.mounted.add(blob)
+        if failure is not None:
+            raise failure
 
     def _copy(
         self, image: Image, copy: Copy, journey: _Journey, settle: Callable[[int], None]
@@ -300,7 +319,7 @@ class _Push:
             blob = self._blobs.numbers.get(digest)
             if blob is not None:
                 journey.sent.add(blob)
-                self._blobs.places[blob].add(image.repository)
+                self._place(blob, image.repository)
                 settle(blob)
 
         def copied(part: Copy) -> Digest:
@@ -314,6 +333,10 @@ class _Push:
         except ChildrenFirst:
             parts = children_first(read_image(image.directory, copy.digest))
             return [copied(part) for part in parts][-1]
+
+    def _place(self, blob: int, repository: RepositoryName) -> None:
+        with self._lock:
+            self._blobs.places[blob].add(repository)
 
     def _present(self, image: Image) -> None:
         self._arrived(image, _Journey())

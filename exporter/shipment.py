@@ -88,8 +88,7 @@ class Blobs:
         digests: Digest of a number.
         sizes: Bytes of a number.
         configs: Numbers that are configs.
-        places: The repositories of the destination that are known to have it. A thread may add
-            one while another reads: copy it first.
+        places: The repositories of the destination that are known to have it.
     """
 
     numbers: dict[Digest, int] = field(default_factory=dict)

@@ -10,6 +10,8 @@ from heapq import heappop, heappush
 from exporter.errors import Interrupted, SkopeoDirError, TemporaryDestinationError
 from exporter.schedule import Schedule
 
+_FAREWELL_SECONDS = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
@@ -88,10 +90,11 @@ class Workers:
             stop: Ends what the attempts are doing, given a signal number; may block until done.
 
         Raises:
-            Interrupted: A signal was raised as this in the calling thread; nothing runs any more.
+            Interrupted: A signal was raised as this in the calling thread; nothing runs any more,
+                but for a thread that waits for an answer and will do nothing with it.
             SkopeoDirError: An attempt could not go on at all; nothing runs any more.
         """
-        threads = [threading.Thread(target=self._work) for _ in range(self._jobs)]
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         try:
             for thread in threads:
                 thread.start()
@@ -102,9 +105,12 @@ class Workers:
             self._end(error)
             stop(error.exit_code - 128)
         finally:
+            # After a signal, whoever waits for an answer that does not come is left behind.
+            is_hasty = isinstance(self._ended, Interrupted)
+            deadline = time.monotonic() + _FAREWELL_SECONDS
             for thread in threads:
                 if thread.ident is not None:  # the signal may have come before it was started
-                    thread.join()
+                    thread.join(max(0.0, deadline - time.monotonic()) if is_hasty else None)
         if self._ended is not None:
             raise self._ended
 

@@ -564,6 +564,24 @@ def test_a_signal_ends_it_within_ten_seconds_and_what_was_done_is_written(
     assert skopeos(out) == []
 
 
+def test_a_signal_ends_it_within_ten_seconds_while_nothing_is_answered(
+    tmp_path: Path, destination: Registry
+) -> None:
+    out = exported(tmp_path, 2)
+
+    def hang(method: str, path: str, count: int) -> Fault | None:
+        return Hang() if method == "HEAD" else None
+
+    with fault_proxy(destination.host, rule=hang) as proxy:
+        process = start("push", out, proxy.host, PLAIN)
+        assert wait_until(lambda: len(proxy.requests) >= 3, 20)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 143
+    assert time.monotonic() - began < 10
+
+
 def test_no_skopeo_survives_a_sigkill_and_the_lock_is_free(
     tmp_path: Path, destination: Registry
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -64,6 +65,12 @@ def _add(name: str, function: Callable[..., int]) -> None:
             # The reader of our output has gone (`| head`); the rest has nobody to go to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = EXIT_SOME_FAILED
+        except Interrupted as error:
+            print_error(error)
+            with suppress(OSError):
+                sys.stdout.flush()
+            # Not by `sys.exit`, which waits for every thread: one may wait for an answer.
+            os._exit(error.exit_code)
         except SkopeoDirError as error:
             print_error(error)
             code = error.exit_code
