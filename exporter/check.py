@@ -68,7 +68,7 @@ def check(
     observe(Started(verb="check", images=len(images) + len(unreadable)))
     checked = chain(
         (reader.verdict(image) for image in images),
-        (_checked(tag.name, "", [tag.problem]) for tag in unreadable),
+        (_checked(tag.name, "", [tag.problem]) for tag in storage.still_unreadable(unreadable)),
     )
     for event in checked:
         summary.images += 1
@@ -79,7 +79,11 @@ def check(
 
 
 def _checked(
-    name: str, digest: str, problems: Iterable[Problem], whole: tuple[str, ...] = ()
+    name: str,
+    digest: str,
+    problems: Iterable[Problem],
+    whole: tuple[str, ...] = (),
+    broken: tuple[str, ...] = (),
 ) -> Checked:
     ordered = sorted(problems, key=_gravity, reverse=True)
     verdict = ordered[0].verdict if ordered else Verdict.OK
@@ -98,6 +102,7 @@ def _checked(
             for each in ordered
         ),
         whole_platforms=whole,
+        broken_platforms=broken,
     )
 
 
@@ -168,20 +173,22 @@ class _Reader:
         """Return what is to be said of an image that was looked at."""
         look = self._looks[image.digest]
         problems = [*look.problems, *self._damage(look.stored), *_name_problems(image.name)]
-        whole: tuple[str, ...] = ()
+        whole: list[str] = []
+        broken: list[str] = []
         if any(not each.verdict.migrates for each in problems):
             if self._storage.has_moved(image):
                 message = "the tag has moved, or was deleted, since the scan began"
                 problems = [Problem(Verdict.CHANGED_DURING_SCAN, "", message)]
             else:
-                whole = tuple(self._whole_platforms(image))
-        return _checked(str(image.name), image.digest, problems, whole)
+                for platform, is_whole in self._platforms(image):
+                    (whole if is_whole else broken).append(platform)
+        return _checked(str(image.name), image.digest, problems, tuple(whole), tuple(broken))
 
     def _damage(self, blobs: Iterable[Digest]) -> Iterator[Problem]:
         return (self._wrong[digest] for digest in blobs if digest in self._wrong)
 
-    def _whole_platforms(self, image: TaggedImage) -> Iterator[str]:
-        """Yield the children of a broken index that are whole, by platform or digest."""
+    def _platforms(self, image: TaggedImage) -> Iterator[tuple[str, bool]]:
+        """Yield the children of a broken index, by platform or digest, and if each is whole."""
         repository = image.name.repository
         with suppress(ProblemError):
             for child in self._storage.manifest(image.digest).children:
@@ -192,8 +199,8 @@ class _Reader:
                     blob_problems(closure, self._storage, repository),
                     self._damage(stored),
                 )
-                if all(each.verdict.migrates for each in problems):
-                    yield child.platform or child.digest
+                whole = all(each.verdict.migrates for each in problems)
+                yield child.platform or child.digest, whole
 
 
 def _name_problems(name: ImageName) -> Iterator[Problem]:

@@ -49,6 +49,7 @@ class Checked:
         findings: Each with `verdict`, `file` (relative to docker/registry/v2), `message` and
             `remedy`.
         whole_platforms: Of an index that is not whole: the platforms that are.
+        broken_platforms: The platforms that are not.
     """
 
     name: str
@@ -57,6 +58,39 @@ class Checked:
     migrates: bool
     findings: tuple[dict[str, str], ...] = ()
     whole_platforms: tuple[str, ...] = ()
+    broken_platforms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacking:
+    """Blobs are about to be written out of an archive.
+
+    Attributes:
+        archive: What the user calls it.
+        blobs: How many; None if that is not known before all is read.
+        size: Bytes that they need; if `blobs` is None, the least that they can be.
+        inodes: Files and directories that they need; None if not known.
+        free: Bytes that the file system of OUT has.
+    """
+
+    archive: str
+    blobs: int | None
+    size: int
+    inodes: int | None
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """A blob was written out of an archive, and its digest was right.
+
+    Attributes:
+        digest: What it is.
+        size: Its bytes.
+    """
+
+    digest: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +199,18 @@ class Failed:
     seconds: float = 0.0
 
 
-Event = Started | Hashed | Checked | Exported | Pushed | Skipped | Verified | Failed
+Event = (
+    Started
+    | Unpacking
+    | Unpacked
+    | Hashed
+    | Checked
+    | Exported
+    | Pushed
+    | Skipped
+    | Verified
+    | Failed
+)
 Observer = Callable[[Event], None]
 
 

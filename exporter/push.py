@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 
 from exporter.copies import Copy, children_first, source_directory
 from exporter.digest import Digest
@@ -16,65 +15,14 @@ from exporter.errors import (
     SourceError,
     TemporaryDestinationError,
 )
-from exporter.events import Failed, Observer, Pushed, Skipped, Started, silent
+from exporter.events import Observer, Started, silent
+from exporter.outcome import Journey, PushSummary, Tally, failed_image, failed_unfit
+from exporter.pace import Pace
 from exporter.reference import RepositoryName
 from exporter.schedule import Job, Schedule
-from exporter.shipment import Forecast, Image, Shipment, Unfit, read_image
+from exporter.shipment import Forecast, Image, Shipment, read_image
 from exporter.skopeo import ChildrenFirst, Mode, Skopeo
-from exporter.workers import Retry, Workers
-
-REQUESTS_PER_JOB = 4
-"""HEADs and mounts at a time, for each of `jobs`: they wait for a round trip and nothing else."""
-
-MAX_REQUESTS = 64
-
-
-@dataclass(slots=True, kw_only=True)
-class PushSummary:
-    """What a push did.
-
-    Attributes:
-        images: Images that are at the destination now.
-        present: Those of them that were there before.
-        failed: Images that are not.
-        skipped: Images that were not to be pushed (Docker schema 1, if so asked).
-        left: Images that were not tried, since another had failed.
-        mounted: Blobs taken over from another repository of the destination instead of sent.
-        bytes_sent: Of configs and layers that were uploaded for images that arrived.
-        bytes_mounted: Of those that were mounted.
-        bytes_present: Of those that their repository had already.
-    """
-
-    images: int = 0
-    present: int = 0
-    failed: int = 0
-    skipped: int = 0
-    left: int = 0
-    mounted: int = 0
-    bytes_sent: int = 0
-    bytes_mounted: int = 0
-    bytes_present: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How hard a push works.
-
-    Attributes:
-        jobs: How many skopeo processes at a time.
-        jobs_per_project: How many of them into one project; no limit of its own if None.
-        retry: How to deal with temporary failures.
-        fail_fast: Start nothing more once an image has failed.
-    """
-
-    jobs: int = 8
-    jobs_per_project: int | None = None
-    retry: Retry = field(default_factory=Retry)
-    fail_fast: bool = False
-
-    def requests(self) -> ThreadPoolExecutor:
-        """Return threads for requests of our own."""
-        return ThreadPoolExecutor(min(self.jobs * REQUESTS_PER_JOB, MAX_REQUESTS))
+from exporter.workers import Workers
 
 
 def push(
@@ -126,34 +74,11 @@ def foresee(
     with pace.requests() as pool:
         absent = shipment.ask(client, pool, lambda _image: None)
     for unfit in shipment.unfit:
-        observe(_unfit(unfit))
+        observe(failed_unfit(unfit))
     for image in absent:
         if isinstance(image.found, DestinationError):
-            observe(_failed(image, image.found, _Journey()))
+            observe(failed_image(image, image.found, Journey()))
     return shipment.forecast()
-
-
-@dataclass(slots=True)
-class _Journey:
-    """What was done for one copy: tries, seconds, and the numbers of blobs."""
-
-    tries: int = 0
-    seconds: float = 0.0
-    sent: set[int] = field(default_factory=set)
-    mounted: set[int] = field(default_factory=set)
-    pushed: Digest | None = None
-
-    @classmethod
-    def of(cls, journeys: Iterable["_Journey"]) -> "_Journey":
-        """Return what was done for an image."""
-        whole = cls()
-        for each in journeys:
-            whole.tries += each.tries
-            whole.seconds += each.seconds
-            whole.sent |= each.sent
-            whole.mounted |= each.mounted
-            whole.pushed = each.pushed
-        return whole
 
 
 class _Push:
@@ -172,32 +97,25 @@ class _Push:
         self._client = client
         self._skopeo = skopeo
         self._pool = pool
-        self._observe = observe
-        self._summary = PushSummary()
+        self._tally = Tally(shipment, observe)
         self._lock = threading.Lock()  # of the blobs' places and of the mounts
         self._mounts: dict[tuple[RepositoryName, int], Future[bool]] = {}
 
     def run(self, pace: Pace, stop: Callable[[int], None]) -> PushSummary:
         """Push images until each has arrived or failed."""
-        for unfit in self._shipment.skipped:
-            self._summary.skipped += 1
-            self._observe(Skipped(name=str(unfit.name), reason=unfit.problem.message))
-        for unfit in self._shipment.unfit:
-            self._fail(_unfit(unfit))
-        if not (pace.fail_fast and self._summary.failed):
-            images = self._shipment.ask(self._client, self._pool, self._present)
+        self._tally.begin()
+        if not (pace.fail_fast and self._tally.summary.failed):
+            images = self._shipment.ask(self._client, self._pool, self._tally.present)
             self._run(images, pace, stop)
-        done = self._summary.images + self._summary.failed + self._summary.skipped
-        self._summary.left = self._shipment.size - done
-        return self._summary
+        return self._tally.end()
 
     def _run(self, images: list[Image], pace: Pace, stop: Callable[[int], None]) -> None:
-        steps: list[tuple[Image, Copy, _Journey]] = []
-        journeys: list[list[_Journey]] = []  # by the number of a step, those of its image
+        steps: list[tuple[Image, Copy, Journey]] = []
+        journeys: list[list[Journey]] = []  # by the number of a step, those of its image
         queue: list[Job] = []
         projects: dict[str, int] = {}
         for image in images:
-            first, own = len(steps), [_Journey() for _ in image.copies]
+            first, own = len(steps), [Journey() for _ in image.copies]
             project = projects.setdefault(image.project, len(projects))
             for copy, journey in zip(image.copies, own, strict=True):
                 blobs = [self._blobs.numbers[blob] for blob in copy.blobs]
@@ -213,15 +131,15 @@ class _Push:
 
         def report(number: int, error: SkopeoDirError | None, _lost: list[int]) -> None:
             image, copy, _ = steps[number]
-            whole = _Journey.of(journeys[number])
+            whole = Journey.of(journeys[number])
             if error is None:
                 for blob in copy.blobs:
                     self._place(self._blobs.numbers[blob], image.repository)
                 if copy is image.copies[-1]:
-                    self._arrived(image, whole)
+                    self._tally.arrived(image, whole)
             elif image.reference not in failed:  # several of its copies may fail
                 failed.add(image.reference)
-                self._fail(_failed(image, error, whole))
+                self._tally.failed(image, error, whole)
 
         def attempt(number: int) -> SkopeoDirError | None:
             return self._attempt(*steps[number], workers.settle)
@@ -232,7 +150,7 @@ class _Push:
         workers.run(stop=stop)
 
     def _attempt(
-        self, image: Image, copy: Copy, journey: _Journey, settle: Callable[[int], None]
+        self, image: Image, copy: Copy, journey: Journey, settle: Callable[[int], None]
     ) -> SkopeoDirError | None:
         """Try one copy; return what went wrong with it."""
         started = time.monotonic()
@@ -252,7 +170,7 @@ class _Push:
             )
         return None
 
-    def _is_there(self, image: Image, copy: Copy, journey: _Journey) -> bool:
+    def _is_there(self, image: Image, copy: Copy, journey: Journey) -> bool:
         """Tell if there is nothing to do after all.
 
         An image that was not answered for has failed its first try by that. From the second try
@@ -269,7 +187,7 @@ class _Push:
         reference = copy.digest if copy.by_digest else image.name.reference
         return self._client.manifest_digest(image.repository, reference) == copy.digest
 
-    def _mount(self, image: Image, copy: Copy, journey: _Journey) -> None:
+    def _mount(self, image: Image, copy: Copy, journey: Journey) -> None:
         """Take over what another repository of the destination has, so that skopeo finds it there.
 
         Skopeo mounts only what its own cache has seen it upload; we know without a cache. All at
@@ -311,7 +229,7 @@ class _Push:
             raise failure
 
     def _copy(
-        self, image: Image, copy: Copy, journey: _Journey, settle: Callable[[int], None]
+        self, image: Image, copy: Copy, journey: Journey, settle: Callable[[int], None]
     ) -> Digest:
         """Let skopeo send the rest; each blob is everyone's as soon as it has arrived."""
 
@@ -337,62 +255,3 @@ class _Push:
     def _place(self, blob: int, repository: RepositoryName) -> None:
         with self._lock:
             self._blobs.places[blob].add(repository)
-
-    def _present(self, image: Image) -> None:
-        self._arrived(image, _Journey())
-
-    def _arrived(self, image: Image, journey: _Journey) -> None:
-        size, rest = self._blobs.size, set(image.blobs) - journey.sent - journey.mounted
-        event = Pushed(
-            name=str(image.name),
-            destination=image.reference,
-            digest=journey.pushed or image.digest,
-            converted_from=image.digest if image.converted and journey.pushed else "",
-            status="pushed" if journey.tries else "present",
-            mounted=len(journey.mounted),
-            tries=journey.tries,
-            seconds=round(journey.seconds, 3),
-            bytes_sent=size(journey.sent),
-            bytes_mounted=size(journey.mounted),
-            bytes_present=size(rest),
-        )
-        self._summary.images += 1
-        self._summary.present += event.status == "present"
-        self._summary.mounted += event.mounted
-        self._summary.bytes_sent += event.bytes_sent
-        self._summary.bytes_mounted += event.bytes_mounted
-        self._summary.bytes_present += event.bytes_present
-        self._observe(event)
-
-    def _fail(self, event: Failed) -> None:
-        self._summary.failed += 1
-        self._observe(event)
-
-
-def _unfit(unfit: Unfit) -> Failed:
-    return Failed(
-        verb="push",
-        name=str(unfit.name),
-        error=unfit.problem.verdict,
-        message=unfit.problem.message,
-        digest=unfit.digest or "",
-    )
-
-
-def _failed(image: Image, error: SkopeoDirError, journey: _Journey) -> Failed:
-    return Failed(
-        verb="push",
-        name=str(image.name),
-        error=_word(error),
-        message=error.message,
-        digest=image.digest,
-        destination=image.reference,
-        tries=journey.tries,
-        seconds=round(journey.seconds, 3),
-    )
-
-
-def _word(error: SkopeoDirError) -> str:
-    if isinstance(error, SourceError):
-        return "source"
-    return "temporary" if isinstance(error, TemporaryDestinationError) else "permanent"

@@ -163,6 +163,7 @@ class Shipment:
 
     Attributes:
         images: Those that can be pushed, sorted by name.
+        destination: Where they go.
         unfit: Those that cannot.
         skipped: Those that are left out, as asked: Docker schema 1.
         blobs: The blobs of `images`.
@@ -171,7 +172,7 @@ class Shipment:
     def __init__(self, out: str, destination: Destination, schema1: Schema1) -> None:
         self._out = out
         self._schema1 = schema1
-        self._destination = destination
+        self.destination = destination
         self.images: list[Image] = []
         self.unfit: list[Unfit] = []
         self.skipped: list[Unfit] = []
@@ -235,7 +236,7 @@ class Shipment:
         self, name: ImageName, digest: Digest, read: Callable[[], tuple[Closure, Sequence[Problem]]]
     ) -> None:
         try:
-            repository = self._destination.repository(name.repository)
+            repository = self.destination.repository(name.repository)
             directory = dirlayout.image_directory(self._out, name)
         except ValueError as error:
             problem = Problem(Verdict.INVALID_NAME, "", str(error))
@@ -265,7 +266,7 @@ class Shipment:
                 digest=digest,
                 directory=directory,
                 repository=repository,
-                reference=f"{self._destination.host}/{ImageName(repository, name.reference)}",
+                reference=f"{self.destination.host}/{ImageName(repository, name.reference)}",
                 copies=tuple([self._shared(copy) for copy in copies(closure)]),
                 blobs=tuple(numbers),
                 manifests=len(closure.manifests),

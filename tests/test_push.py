@@ -17,7 +17,9 @@ import pytest
 from exporter.digest import Digest
 from exporter.distribution import Client
 from exporter.events import Event, Failed, Pushed
-from exporter.push import Pace, PushSummary, push
+from exporter.outcome import PushSummary
+from exporter.pace import Pace
+from exporter.push import push
 from exporter.reference import Destination
 from exporter.shipment import Shipment
 from exporter.skopeo import Finished, Options, Processes, Run, Skopeo
@@ -479,6 +481,38 @@ def test_no_printed_command_holds_a_secret(tmp_path: Path) -> None:
     assert said.count("skopeo") >= 1
     assert "hunter2" not in said
     assert "auth" not in said
+
+
+# --- by way of sync
+
+
+def test_sync_brings_everything_there_and_a_second_run_is_heads(
+    tmp_path: Path, destination: Registry
+) -> None:
+    out = exported(tmp_path, 8)
+    prefixed = f"{destination.host}/mirror"
+    summary = rows(run("push", out, prefixed, PLAIN, "--via", "sync", "--json"), "summary")[0]
+    assert (summary["images"], summary["present"], summary["failed"]) == (8, 0, 0)
+    run("verify", out, prefixed, PLAIN)
+    summary = rows(run("push", out, prefixed, PLAIN, "--via", "sync", "--json"), "summary")[0]
+    assert (summary["images"], summary["present"]) == (8, 8)
+
+
+def test_sync_names_what_was_refused_and_the_others_arrive(
+    tmp_path: Path, destination: Registry
+) -> None:
+    out = exported(tmp_path, 8)
+
+    def refuse(method: str, path: str, count: int) -> Fault | None:
+        denied = method == "PUT" and path == "/v2/team1/app1/manifests/v0"
+        return Refuse(403, code="DENIED") if denied else None
+
+    with fault_proxy(destination.host, rule=refuse) as proxy:
+        said = run("push", out, proxy.host, PLAIN, "--via", "sync", "--json", code=1)
+    assert [(row["name"], row["error"], row["tries"]) for row in rows(said, "failed")] == [
+        ("team1/app1:v0", "permanent", 1)
+    ]
+    assert rows(said, "summary")[0]["images"] == 7
 
 
 # --- what is wrong in OUT

@@ -9,7 +9,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="The registry's storage directory: docker/registry/v2, or any directory above it.",
+        help="The registry's storage: docker/registry/v2, any directory above it, or a tarball; "
+        "- reads one from stdin.",
     ),
 ]
 Out = Annotated[
@@ -82,6 +83,13 @@ DigestFile = Annotated[
         "--digestfile",
         metavar="FILE",
         help="Write a line for each image at the destination: digest docker://REFERENCE.",
+    ),
+]
+Via = Annotated[
+    Literal["copy", "sync"],
+    typer.Option(
+        "--via",
+        help="Push by `skopeo copy` of each image, or by `skopeo sync` of each repository.",
     ),
 ]
 DryRun = Annotated[
@@ -197,6 +205,7 @@ class Pushing:
     jobs: Jobs = 8
     jobs_per_project: JobsPerProject = None
     fail_fast: FailFast = False
+    via: Via = "copy"
     digestfile: DigestFile = None
     schema1: OldSchema = "convert"
 

@@ -14,7 +14,7 @@ from exporter.events import Observer
 
 if TYPE_CHECKING:
     from exporter.distribution import Client
-    from exporter.push import PushSummary
+    from exporter.outcome import PushSummary
     from exporter.shipment import Forecast, Shipment
     from exporter.skopeo import Skopeo
 
@@ -75,16 +75,19 @@ def deliver(
     observe: Observer,
 ) -> "PushSummary":
     """Push as the options say, and write down what becomes of each image."""
-    from exporter.push import Pace, push
+    from exporter.pace import Pace
+    from exporter.push import push
     from exporter.results import recording
+    from exporter.sync import sync
 
     pace = Pace(
         jobs=pushing.jobs,
         jobs_per_project=pushing.jobs_per_project,
         fail_fast=pushing.fail_fast,
     )
+    verb = push if pushing.via == "copy" else sync
     with recording(out, observe, digestfile=pushing.digestfile) as record:
-        return push(shipment, client=client, skopeo=skopeo, stop=stop, pace=pace, observe=record)
+        return verb(shipment, client=client, skopeo=skopeo, stop=stop, pace=pace, observe=record)
 
 
 def foretell(
@@ -96,7 +99,8 @@ def foretell(
     json: bool,
 ) -> int:
     """Say what a push would do, or print its commands; return the exit code."""
-    from exporter.push import Pace, foresee
+    from exporter.pace import Pace
+    from exporter.push import foresee
 
     with listening(json=json) as observe:
         forecast = foresee(shipment, client=client, pace=Pace(jobs=pushing.jobs), observe=observe)

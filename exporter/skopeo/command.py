@@ -165,6 +165,40 @@ class Skopeo:
             f"docker://{destination}",
         ]
 
+    def sync_command(self, source: str, destination: str) -> list[str]:
+        """Return the command that pushes every image below a directory. Pure; it holds no secret.
+
+        Args:
+            source: Absolute path of a directory of `dir:` images, in its shortest form.
+            destination: `host[:port][/prefix]`.
+        """
+        return [
+            self.executable,
+            *self.options.global_flags(),
+            "sync",
+            *Mode.ALL.value,
+            "--scoped",
+            "--keep-going",
+            *self.options.destination_flags(),
+            *("--src", "dir", "--dest", "docker"),
+            source,
+            destination,
+        ]
+
+    def sync(self, source: str, destination: str) -> None:
+        """Push every image below a directory, one after another.
+
+        Args:
+            source: See `sync_command`.
+            destination: See `sync_command`.
+
+        Raises:
+            SkopeoDirError: As for `copy`; of several failures the last speaks.
+        """
+        finished = self.run(self.sync_command(source, destination))
+        if finished.returncode != 0:
+            raise explain(finished.stderr, source=source)
+
     def copy(
         self,
         source: str,

@@ -140,6 +140,9 @@ def _fatal(stderr: str) -> str:
     message = next((text for level, text in reversed(lines) if level == "fatal"), None)
     if message is None:
         return stderr.strip().rpartition("\n")[2]
+    if message.startswith("Sync failed due to previous reported error"):
+        errors = [text for level, text in lines if level == "error"]
+        message = errors[-1] if errors else message
     if "must be converted" in message:
         # When a registry refuses an index, skopeo tries the next format, may not convert, and
         # reports only that; the refusal is in the debug log (copy/copy.go, copyMultipleImages).

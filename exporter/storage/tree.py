@@ -3,9 +3,10 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from exporter import manifest
@@ -18,7 +19,8 @@ from exporter.storage.locate import storage_root
 from exporter.verdict import Problem, ProblemError, Verdict
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
+_WRITING_SECONDS = 0.25  # more than a registry takes between the two steps of writing a tag
+LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,12 @@ class UnreadableTag:
     Attributes:
         name: `<repository>:<tag>`, or a repository alone; printable, not a valid name.
         problem: Why.
+        image: The valid name of the tag, if it has one.
     """
 
     name: str
     problem: Problem
+    image: ImageName | None = None
 
 
 class BlobFile(NamedTuple):
@@ -49,15 +53,33 @@ class BlobFile(NamedTuple):
     inode: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archived:
+    """What an archive says besides the tree that was made of it.
+
+    Attributes:
+        name: What the user calls the archive.
+        sizes: Bytes of blobs that the archive has and the tree need not have.
+        problems: Blobs that the archive has, but not whole.
+        unreadable: Tags that cannot be a link file in the tree.
+    """
+
+    name: str
+    sizes: Mapping[Digest, int] = field(default_factory=dict)
+    problems: Mapping[Digest, Problem] = field(default_factory=dict)
+    unreadable: Sequence[UnreadableTag] = ()
+
+
 class Storage:
-    """One registry's storage tree, read only. Thread-safe: it keeps no state but its root.
+    """One registry's storage tree, read only. Thread-safe: it never changes.
 
     Attributes:
         root: Absolute path of `docker/registry/v2`.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, archived: Archived | None = None) -> None:
         self.root = root
+        self._archived = archived or Archived(name=root)
 
     @classmethod
     def open(cls, source: str) -> Self:
@@ -95,6 +117,7 @@ class Storage:
                 continue
             for tag in tags:
                 yield self._tag(repository, tag)
+        yield from self._archived.unreadable
 
     def revisions(self, repository: RepositoryName) -> list[Digest]:
         """Return the digest of every manifest that a repository has, sorted.
@@ -109,9 +132,28 @@ class Storage:
         found: list[Digest] = []
         for name in names:
             with suppress(OSError, ValueError):
-                content = _read(f"{directory}/{name}/link", _LINK_LENGTH)
+                content = _read(f"{directory}/{name}/link", LINK_LENGTH)
                 found.append(Digest.parse(content.decode("ascii", "replace")))
         return found
+
+    def still_unreadable(self, tags: Sequence[UnreadableTag]) -> list[UnreadableTag]:
+        """Read tags once more, after a moment; those that were only being written have changed.
+
+        Spec: registry/storage/tagstore.go, Tag: the directory of a tag is there before its link;
+        filesystem/driver.go, PutContent: 2.x empties a link before it writes it.
+        """
+        if any(tag.image is not None for tag in tags):
+            time.sleep(_WRITING_SECONDS)
+        return [self._again(tag) for tag in tags]
+
+    def _again(self, tag: UnreadableTag) -> UnreadableTag:
+        name = tag.image
+        if name is None or self._tag(name.repository, name.reference) == tag:
+            directory = layout.tags(name.repository) + f"/{name.reference}" if name else ""
+            if not name or os.path.lexists(f"{self.root}/{directory}"):
+                return tag
+        message = "the tag was written or deleted during the scan"
+        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, "", message))
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
@@ -122,20 +164,21 @@ class Storage:
 
     def without_tags(self) -> SourceError:
         """Return the error of a registry in which there is nothing to migrate, and why that is."""
+        name = f"the registry in {self._archived.name}"
         database = os.path.join(os.path.dirname(self.root), "lockfiles", "database-in-use")
         repositories = sum(1 for _ in self.repositories())
         if os.path.exists(database):
             return SourceError(
-                f"the registry in {self.root} keeps its tags in GitLab's metadata database",
+                f"{name} keeps its tags in GitLab's metadata database",
                 hint="only the manifests are on disk: --untagged takes them by digest",
             )
         if repositories:
             return SourceError(
-                f"the registry in {self.root} has {repositories} repositories and no tags",
+                f"{name} has {repositories} repositories and no tags",
                 hint="Harbor 2.15+ and OpenShift keep tags in a database; "
                 "--untagged takes the manifests by digest",
             )
-        return SourceError(f"the registry in {self.root} is empty: it has no repositories")
+        return SourceError(f"{name} is empty: it has no repositories")
 
     def repositories(self) -> Iterator[str | UnreadableTag]:
         """Yield the path of every directory that has `_manifests`, sorted, as found on disk.
@@ -182,6 +225,7 @@ class Storage:
             ProblemError: It is missing, unreadable, damaged, or no manifest.
         """
         path = layout.blob(digest)
+        self._raise_problem(digest)
         try:
             content = _read(f"{self.root}/{path}", manifest.MAX_SIZE)
         except FileNotFoundError:
@@ -210,7 +254,7 @@ class Storage:
             return digest
         try:
             path = f"{self.root}/{layout.layer_link(repository, digest)}"
-            return Digest.parse(_read(path, _LINK_LENGTH).decode("ascii", "replace"))
+            return Digest.parse(_read(path, LINK_LENGTH).decode("ascii", "replace"))
         except (OSError, ValueError):
             return digest
 
@@ -221,9 +265,12 @@ class Storage:
             ProblemError: It is missing or is not a regular file.
         """
         path = layout.blob(digest)
+        self._raise_problem(digest)
         try:
             status = os.lstat(f"{self.root}/{path}")
         except OSError as error:
+            if digest in self._archived.sizes:
+                return BlobFile(self._archived.sizes[digest], 0)
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             reason = "is not in the blob store" if missing else f"is unreadable: {error.strerror}"
             raise ProblemError(Verdict.MISSING_BLOB, path, f"the blob {digest} {reason}") from None
@@ -238,6 +285,8 @@ class Storage:
         Raises:
             ProblemError: It cannot be read.
         """
+        if self._is_only_archived(digest):
+            return digest  # it was hashed while the archive was read, or is among the problems
         path = layout.blob(digest)
         try:
             with open(os.open(f"{self.root}/{path}", _FLAGS), "rb", buffering=0) as file:
@@ -249,7 +298,15 @@ class Storage:
 
     def is_readable(self, digest: Digest) -> bool:
         """Tell if this user may read the content of a blob."""
-        return os.access(self.path(digest), os.R_OK)
+        return self._is_only_archived(digest) or os.access(self.path(digest), os.R_OK)
+
+    def _is_only_archived(self, digest: Digest) -> bool:
+        return digest in self._archived.sizes and not os.path.lexists(self.path(digest))
+
+    def _raise_problem(self, digest: Digest) -> None:
+        problem = self._archived.problems.get(digest)
+        if problem is not None:
+            raise ProblemError(problem.verdict, problem.path, problem.message)
 
     def _tag(self, repository: str, tag: str) -> TaggedImage | UnreadableTag:
         path = layout.tag_link(repository, tag)
@@ -260,18 +317,18 @@ class Storage:
             problem = Problem(Verdict.INVALID_NAME, printable(path), f"{error}")
             return UnreadableTag(shown, problem)
         try:
-            content = _read(f"{self.root}/{path}", _LINK_LENGTH)
+            content = _read(f"{self.root}/{path}", LINK_LENGTH)
         except OSError as error:
             message = f"the tag's link file cannot be read: {error.strerror}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
+            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message), name)
         if not content:
             message = "the tag's link file is empty (the registry crashed while writing it)"
-            return UnreadableTag(shown, Problem(Verdict.EMPTY_LINK, path, message))
+            return UnreadableTag(shown, Problem(Verdict.EMPTY_LINK, path, message), name)
         try:
             return TaggedImage(name, Digest.parse(content.decode("ascii", "replace")))
         except ValueError as error:
             message = f"the tag's link file has no digest: {error}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
+            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message), name)
 
 
 def printable(path: str) -> str:
