@@ -130,6 +130,9 @@ _RULES: tuple[tuple[re.Pattern[str], type[SkopeoDirError], str], ...] = tuple(
 )
 
 _LINE = re.compile(r'^time="?[^" ]*"? level=(\w+) msg=(?:"((?:[^"\\]|\\.)*)"|(\S*))', re.MULTILINE)
+_SYNC_ERROR = re.compile(
+    r'level=error msg="Error copying ref (?:[^"\\]|\\.)*" error="((?:[^"\\]|\\.)*)"'
+)
 _ESCAPE = re.compile(r'\\(["\\ntr])')
 _INDEX_REFUSED = re.compile(r"Upload of manifest list type \S+ failed: (.*)", re.DOTALL)
 
@@ -141,8 +144,8 @@ def _fatal(stderr: str) -> str:
     if message is None:
         return stderr.strip().rpartition("\n")[2]
     if message.startswith("Sync failed due to previous reported error"):
-        errors = [text for level, text in lines if level == "error"]
-        message = errors[-1] if errors else message
+        errors: list[str] = _SYNC_ERROR.findall(stderr)
+        message = _unescape(errors[-1]) if errors else message
     if "must be converted" in message:
         # When a registry refuses an index, skopeo tries the next format, may not convert, and
         # reports only that; the refusal is in the debug log (copy/copy.go, copyMultipleImages).
