@@ -13,12 +13,47 @@ class Started:
     """A verb knows how much there is to do.
 
     Attributes:
-        verb: `export`, `push` or `verify`.
-        images: How many images it is about.
+        verb: `check`, `hash`, `export`, `push` or `verify`.
+        images: How many images (blobs, for `hash`) it is about.
     """
 
     verb: str
     images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hashed:
+    """A blob was read to its end.
+
+    Attributes:
+        digest: Its name.
+        right: Whether its content has that digest.
+    """
+
+    digest: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What is to be said of an image of the registry.
+
+    Attributes:
+        name: `repository:tag`.
+        digest: What the tag's link file names; empty if that cannot be read.
+        verdict: The gravest of the findings, or `ok`.
+        migrates: Whether the image arrives at the destination all the same.
+        findings: Each with `verdict`, `file` (relative to docker/registry/v2), `message` and
+            `remedy`.
+        whole_platforms: Of an index that is not whole: the platforms that are.
+    """
+
+    name: str
+    digest: str
+    verdict: str
+    migrates: bool
+    findings: tuple[dict[str, str], ...] = ()
+    whole_platforms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +82,8 @@ class Pushed:
     Attributes:
         name: `repository:tag`.
         destination: `host/repository:tag`.
-        digest: What the destination has now, equal to the source's.
+        digest: What the destination has now; the source's, unless it had to be converted.
+        converted_from: The source's digest then; empty otherwise.
         status: `pushed`, or `present` (it was there before).
         mounted: Blobs taken over from another repository of the destination instead of sent.
         tries: How many times skopeo was started.
@@ -57,8 +93,22 @@ class Pushed:
     destination: str
     digest: str
     status: str
+    converted_from: str = ""
     mounted: int = 0
     tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """An image was left out, as asked.
+
+    Attributes:
+        name: `repository:tag`.
+        reason: One sentence.
+    """
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +146,7 @@ class Failed:
     message: str
 
 
-Event = Started | Exported | Pushed | Verified | Failed
+Event = Started | Hashed | Checked | Exported | Pushed | Skipped | Verified | Failed
 Observer = Callable[[Event], None]
 
 

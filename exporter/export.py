@@ -3,18 +3,19 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from exporter import dirlayout, files, link
 from exporter.digest import Digest
 from exporter.errors import UsageError
 from exporter.events import Event, Exported, Failed, Observer, Started, silent
-from exporter.plan import Closure, Selection, resolve, select
-from exporter.reference import ImageName
+from exporter.plan import Closure, Selection, blob_problems, candidates, resolve, select
+from exporter.reference import ImageName, RepositoryName
 from exporter.storage import Storage, TaggedImage
 from exporter.storage.tree import BlobFile
-from exporter.verdict import ProblemError, Verdict
+from exporter.verdict import Problem, ProblemError, Verdict
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +44,7 @@ def export(
     out: str,
     *,
     selection: Selection | None = None,
+    untagged: bool = False,
     observe: Observer = silent,
 ) -> ExportSummary:
     """Bring OUT up to date with the registry: every selected tag as a whole `dir:` image.
@@ -56,6 +58,7 @@ def export(
         storage: The source; never written to.
         out: Directory on the same file system; made if absent. The caller holds its lock.
         selection: Which tags; all by default.
+        untagged: Also the manifests that no tag reaches.
         observe: Is told about every image.
 
     Raises:
@@ -63,7 +66,7 @@ def export(
         NoSpaceError: The file system is full; what was finished stays.
         SourceError: The registry has no tags.
     """
-    images, unreadable = select(storage.tags(), selection or Selection())
+    images, unreadable = select(candidates(storage, untagged=untagged), selection or Selection())
     observe(Started(verb="export", images=len(images) + len(unreadable)))
     summary = ExportSummary()
 
@@ -133,24 +136,23 @@ class _Builder:
                 link.try_link(path, self._work)
                 return
 
-    def build(self, digest: Digest, names: Iterable[ImageName]) -> Iterable[Event]:
+    def build(self, digest: Digest, names: Sequence[ImageName]) -> Iterable[Event]:
         """Yield what became of each of the images that `digest` is tagged as."""
         try:
-            contents = self._contents(resolve(digest, self._storage.manifest))
+            contents = self._contents(resolve(digest, self._storage.manifest), names[0].repository)
         except ProblemError as error:
-            problem = error.problem
             for name in names:
-                yield _failed(name, problem.verdict, problem.message)
+                yield self._failed(name, digest, error.problem)
             return
         size = sum(blob.size for blob, _ in contents.values())
         for name in names:
             try:
                 status = self._place(name, contents)
             except ProblemError as error:
-                yield _failed(name, error.problem.verdict, error.problem.message)
+                yield self._failed(name, digest, error.problem)
                 continue
             except UsageError as error:
-                yield _failed(name, "link", error.message)
+                yield Failed(verb="export", name=str(name), error="link", message=error.message)
                 continue
             self._summary.images += 1
             self._summary.unchanged += status == "unchanged"
@@ -166,26 +168,51 @@ class _Builder:
                 self._counted.add(blob.inode)
                 self._summary.unique_bytes += blob.size
 
-    def _contents(self, closure: Closure) -> dict[str, tuple[BlobFile, str]]:
+    def _contents(
+        self, closure: Closure, repository: RepositoryName
+    ) -> dict[str, tuple[BlobFile, str]]:
         """Return the files of an image directory but `version`: name to source file and its path.
 
         Raises:
             ProblemError: A manifest or blob is missing or unusable.
         """
-        for problem in closure.problems:
-            raise ProblemError(problem.verdict, problem.path, problem.message)
+        for problem in (*closure.problems, *blob_problems(closure, self, repository)):
+            if not problem.verdict.exports:
+                raise ProblemError(problem.verdict, problem.path, problem.message)
         names = {dirlayout.MANIFEST: closure.root}
         names |= {dirlayout.child_manifest(digest): digest for digest in closure.children()}
-        names |= {dirlayout.blob(digest): digest for digest in closure.blobs}
+        for digest in (*closure.blobs, *self._present(closure.foreign)):
+            stored = self.canonical(digest, repository)
+            names |= dict.fromkeys(dirlayout.blob_names(digest), stored)
         return {
-            name: (self._blob(digest), self._storage.path(digest)) for name, digest in names.items()
+            name: (self.blob(digest), self._storage.path(digest)) for name, digest in names.items()
         }
 
-    def _blob(self, digest: Digest) -> BlobFile:
+    def _present(self, digests: Iterable[Digest]) -> Iterator[Digest]:
+        """Yield the foreign layers that storage has all the same; skopeo takes them along, too."""
+        for digest in digests:
+            with suppress(ProblemError):
+                self.blob(digest)
+                yield digest
+
+    def canonical(self, digest: Digest, repository: RepositoryName) -> Digest:
+        """See `Storage.canonical`."""
+        return self._storage.canonical(digest, repository)
+
+    def blob(self, digest: Digest) -> BlobFile:
+        """See `Storage.blob`; each file is looked at once."""
         found = self._blobs.get(digest)
         if found is None:
             found = self._blobs[digest] = self._storage.blob(digest)
         return found
+
+    def _failed(self, name: ImageName, digest: Digest, problem: Problem) -> Failed:
+        """Return the failure of an image; a registry in use may have moved its tag meanwhile."""
+        verdict, message = problem.verdict, problem.message
+        if self._storage.has_moved(TaggedImage(name, digest)):
+            verdict = Verdict.CHANGED_DURING_SCAN
+            message = f"the tag has moved since the scan ({problem.message})"
+        return Failed(verb="export", name=str(name), error=verdict, message=message)
 
     def _place(self, name: ImageName, contents: dict[str, tuple[BlobFile, str]]) -> str:
         """Make the image directory what it should be; return `made`, `replaced` or `unchanged`."""
@@ -239,7 +266,3 @@ class _Builder:
             inodes = {entry.name: entry.inode() for entry in entries}
         wanted = {name: blob.inode for name, (blob, _) in contents.items()}
         return inodes == wanted | {dirlayout.VERSION_FILE: self._version_inode}
-
-
-def _failed(name: ImageName, error: str, message: str) -> Failed:
-    return Failed(verb="export", name=str(name), error=error, message=message)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from exporter import manifest
 from exporter.digest import Digest
 from exporter.manifest import Manifest
-from exporter.plan import Closure, Selection, resolve, select
+from exporter.plan import Closure, Selection, candidates, resolve, select
 from exporter.storage import Storage
 
 _KINDS = {
@@ -14,6 +14,7 @@ _KINDS = {
     manifest.DOCKER_LIST: "docker-list",
     manifest.OCI_MANIFEST: "oci-image",
     manifest.OCI_INDEX: "oci-index",
+    manifest.DOCKER_SCHEMA1: "docker-schema1",
 }
 
 
@@ -24,8 +25,8 @@ class Listed:
     Attributes:
         name: `repository:tag`.
         digest: What the tag's link file names; empty if that cannot be read.
-        kind: `docker-image`, `docker-list`, `oci-image`, `oci-index`, `oci-artifact`, or
-            `unreadable`.
+        kind: `docker-image`, `docker-list`, `docker-schema1`, `oci-image`, `oci-index`,
+            `oci-artifact`, or `unreadable`.
         platforms: `os/architecture[/variant]` of the children of an index, each once.
         size: Bytes of its manifests, configs and layers, each once, as the manifests declare them.
         shared_size: Bytes of those configs and layers that an image of another digest has too.
@@ -52,8 +53,10 @@ class _Content:
     problem: str
 
 
-def inventory(storage: Storage, selection: Selection) -> Iterator[Listed]:
-    """Yield every selected tag, in the order of `Storage.tags`, then those that cannot be read.
+def inventory(
+    storage: Storage, selection: Selection, *, untagged: bool = False
+) -> Iterator[Listed]:
+    """Yield every selected image, in the order of `candidates`, then what cannot be read.
 
     Blobs are not looked for: that is what `check` is for.
 
@@ -61,7 +64,7 @@ def inventory(storage: Storage, selection: Selection) -> Iterator[Listed]:
         UsageError: Nothing matches.
         SourceError: The registry has no tags at all.
     """
-    images, unreadable = select(storage.tags(), selection)
+    images, unreadable = select(candidates(storage, untagged=untagged), selection)
     numbers: dict[Digest, int] = {}
     sizes: list[int] = []
     users: list[int] = []
@@ -73,7 +76,7 @@ def inventory(storage: Storage, selection: Selection) -> Iterator[Listed]:
         for digest, blob in closure.blobs.items():
             if digest not in numbers:
                 numbers[digest] = len(sizes)
-                sizes.append(blob.size)
+                sizes.append(blob.size or 0)
                 users.append(0)
             users[numbers[digest]] += 1
         contents[image.digest] = _summarise(closure, tuple(numbers[b] for b in closure.blobs))
@@ -101,7 +104,7 @@ def _summarise(closure: Closure, blobs: tuple[int, ...]) -> _Content:
         else (),
         manifests_size=sum(each.size for each in closure.manifests.values()),
         blobs=blobs,
-        problem=closure.problems[0].message if closure.problems else "",
+        problem=next((p.message for p in closure.problems if not p.verdict.exports), ""),
     )
 
 

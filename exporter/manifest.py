@@ -1,4 +1,4 @@
-"""Manifests: the four kinds, parsed once, as far as moving an image needs.
+"""Manifests: the five kinds, parsed once, as far as moving an image needs.
 
 The bytes of a manifest are its identity. They are read here and never written again.
 
@@ -19,6 +19,7 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
 _DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 
@@ -40,7 +41,7 @@ class Descriptor:
 
     Attributes:
         digest: What it refers to.
-        size: Bytes, as declared by the manifest.
+        size: Bytes, as declared by the manifest; None where it does not say (Docker schema 1).
         media_type: As declared; empty if absent.
         urls: True if the content may be fetched elsewhere, so storage need not have it.
         platform: `os/architecture[/variant]` of an index entry, as far as it is there and fit for
@@ -48,7 +49,7 @@ class Descriptor:
     """
 
     digest: Digest
-    size: int
+    size: int | None
     media_type: str = ""
     urls: bool = False
     platform: str = ""
@@ -59,9 +60,9 @@ class Manifest:
     """A parsed manifest: an image has `config` and `layers`, an index has `children`.
 
     Attributes:
-        media_type: One of the four constants of this module, guessed if undeclared.
+        media_type: One of the five constants of this module, guessed if undeclared.
         size: Bytes of the manifest itself.
-        config: Config blob of an image; None for an index.
+        config: Config blob of an image; None for an index and for Docker schema 1.
         layers: Layer blobs in order, duplicates kept.
         children: Manifests that an index lists, in order, duplicates kept.
     """
@@ -101,6 +102,8 @@ def parse(content: bytes) -> Manifest:
     if not isinstance(value, dict):
         raise ManifestError("not a JSON object")
     media_type = _media_type(value)
+    if media_type == DOCKER_SCHEMA1:
+        return Manifest(media_type, len(content), layers=_schema1_layers(value))
     if media_type in INDEX_TYPES:
         if value.get("layers") or value.get("config"):
             raise ManifestError("ambiguous: an index with layers or config")
@@ -121,7 +124,7 @@ def _media_type(value: dict[str, Any]) -> str:
     """Guess as `manifest.GuessMIMEType` of containers/image does.
 
     Raises:
-        ManifestError: The kind is none of the four.
+        ManifestError: The kind is none of the five.
     """
     declared = value.get("mediaType")
     if isinstance(declared, str) and declared in IMAGE_TYPES | INDEX_TYPES:
@@ -129,6 +132,8 @@ def _media_type(value: dict[str, Any]) -> str:
     version = value.get("schemaVersion")
     if type(version) is not int:
         raise ManifestError("schemaVersion is missing or no number")
+    if version == 1:
+        return DOCKER_SCHEMA1
     if version != 2:
         raise ManifestError(f"schemaVersion is {version}, not 2")
     config = value.get("config")
@@ -151,26 +156,45 @@ def _descriptors(value: dict[str, Any], key: str) -> tuple[Descriptor, ...]:
     return tuple(_descriptor(item, f"{key}[{index}]") for index, item in enumerate(items))
 
 
+def _schema1_layers(value: dict[str, Any]) -> tuple[Descriptor, ...]:
+    """Return the layers of Docker schema 1, newest first, as it lists them.
+
+    Spec: distribution, docs/spec/manifest-v2-1.md. The registry stores the payload without its
+    signatures, and signs it anew when it is asked for.
+    """
+    items = value.get("fsLayers")
+    if not isinstance(items, list) or not items:
+        raise ManifestError("fsLayers is missing")
+    return tuple(
+        Descriptor(_digest(item, "blobSum", f"fsLayers[{index}]"), None)
+        for index, item in enumerate(items)
+    )
+
+
 def _descriptor(item: object, where: str) -> Descriptor:
     if not isinstance(item, dict):
         raise ManifestError(f"{where} is not an object")
-    digest, size = item.get("digest"), item.get("size")
-    if not isinstance(digest, str):
-        raise ManifestError(f"{where}.digest is missing")
+    digest, size = _digest(item, "digest", where), item.get("size")
     if type(size) is not int or size < 0:
         raise ManifestError(f"{where}.size is not a number of bytes")
-    try:
-        parsed = Digest.parse(digest)
-    except ValueError as error:
-        raise ManifestError(f"{where}.digest is {error}") from None
     media_type = item.get("mediaType", "")
     return Descriptor(
-        parsed,
+        digest,
         size,
         media_type if isinstance(media_type, str) else "",
         urls=bool(item.get("urls")),
         platform=_platform(item.get("platform")),
     )
+
+
+def _digest(item: object, key: str, where: str) -> Digest:
+    found = item.get(key) if isinstance(item, dict) else None
+    if not isinstance(found, str):
+        raise ManifestError(f"{where}.{key} is missing")
+    try:
+        return Digest.parse(found)
+    except ValueError as error:
+        raise ManifestError(f"{where}.{key} is {error}") from None
 
 
 def _platform(value: object) -> str:

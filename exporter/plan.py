@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from exporter.digest import Digest
 from exporter.errors import UsageError
-from exporter.manifest import Descriptor, Manifest
-from exporter.storage import TaggedImage, UnreadableTag
-from exporter.verdict import Problem, ProblemError
+from exporter.manifest import DOCKER_SCHEMA1, Descriptor, Manifest
+from exporter.reference import ImageName, RepositoryName, parse_repository_name
+from exporter.storage import BlobFile, Storage, TaggedImage, UnreadableTag, layout
+from exporter.verdict import Problem, ProblemError, Verdict
 
 T = TypeVar("T")
 
@@ -24,13 +25,15 @@ class Closure:
     Attributes:
         root: The digest that the tag names.
         manifests: The root and every manifest below it, each once, parents before children.
-        blobs: Configs and layers, each once, in the order met; layers with urls left out.
-        problems: What is missing or unusable among the manifests.
+        blobs: Configs and layers, each once, in the order met.
+        foreign: Layers with urls, which storage need not have and no push sends.
+        problems: What is to be said of the manifests; not all of it is an obstacle.
     """
 
     root: Digest
     manifests: dict[Digest, Manifest] = field(default_factory=dict)
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    foreign: dict[Digest, Descriptor] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def children(self) -> Iterator[Digest]:
@@ -44,22 +47,78 @@ def resolve(root: Digest, read: ReadManifest) -> Closure:
     A problem does not stop it: what is whole besides is in the result too.
     """
     closure = Closure(root)
-    seen, pending = {root}, [root]
+    platforms = {root: ""}
+    pending = [root]
     while pending:
         digest = pending.pop()
         try:
             manifest = read(digest)
         except ProblemError as error:
-            closure.problems.append(error.problem)
+            closure.problems.append(_of_child(error.problem, digest, platforms[digest], root))
             continue
         closure.manifests[digest] = manifest
+        closure.problems += _remarks(digest, manifest, is_root=digest == root)
         for blob in manifest.blobs():
             closure.blobs.setdefault(blob.digest, blob)
+        closure.foreign |= {layer.digest: layer for layer in manifest.layers if layer.urls}
         for child in reversed(manifest.children):
-            if child.digest not in seen:
-                seen.add(child.digest)
+            if child.digest not in platforms:
+                platforms[child.digest] = child.platform
                 pending.append(child.digest)
     return closure
+
+
+def _of_child(problem: Problem, digest: Digest, platform: str, root: Digest) -> Problem:
+    """Say which platform of an index is missing with a manifest."""
+    if digest == root or problem.verdict is not Verdict.MISSING_MANIFEST:
+        return problem
+    message = f"{problem.message}; it is the index's {platform or 'child without a platform'}"
+    return Problem(Verdict.MISSING_CHILD, problem.path, message)
+
+
+def _remarks(digest: Digest, manifest: Manifest, *, is_root: bool) -> Iterator[Problem]:
+    if manifest.media_type == DOCKER_SCHEMA1:
+        message = f"{digest} is Docker schema 1, which has to be converted"
+        yield Problem(Verdict.SCHEMA1, "", message)
+    if manifest.is_index and not is_root:
+        yield Problem(Verdict.NESTED_INDEX, "", f"{digest} is an index inside an index")
+    for layer in manifest.layers:
+        if layer.urls:
+            message = f"the layer {layer.digest} is not moved, since it has urls to get it from"
+            yield Problem(Verdict.FOREIGN_LAYER, "", message)
+    for blob in manifest.blobs():
+        if blob.digest.algorithm != "sha256":
+            message = f"skopeo cannot push {blob.digest[:32]}…"
+            yield Problem(Verdict.UNSUPPORTED_DIGEST, "", message)
+
+
+class Blobs(Protocol):
+    """What must be known of blobs to say whether an image is whole; `Storage` is one."""
+
+    def canonical(self, digest: Digest, repository: RepositoryName) -> Digest:
+        """Return the digest under which a blob is stored."""
+
+    def blob(self, digest: Digest) -> BlobFile:
+        """Return the file of a blob. Raises: ProblemError."""
+
+
+def blob_problems(closure: Closure, blobs: Blobs, repository: RepositoryName) -> Iterator[Problem]:
+    """Yield what is wrong with the configs and layers of an image, by their sizes.
+
+    A size that the manifest states wrongly is as bad as a damaged file: registries do not mind,
+    but skopeo can neither read nor send such a blob.
+    """
+    for digest, expected in closure.blobs.items():
+        stored = blobs.canonical(digest, repository)
+        try:
+            size = blobs.blob(stored).size
+        except ProblemError as error:
+            yield error.problem
+            continue
+        if expected.size in {None, size}:
+            continue
+        message = f"the blob {stored} has {size} bytes instead of {expected.size}"
+        yield Problem(Verdict.WRONG_SIZE, layout.blob(stored), message)
 
 
 class Selection:
@@ -118,15 +177,57 @@ class Selection:
         )
 
 
+def candidates(
+    storage: Storage, *, untagged: bool = False
+) -> Iterator[TaggedImage | UnreadableTag]:
+    """Yield every tag of a registry, then the manifests that no tag reaches, if they are wanted.
+
+    Raises:
+        SourceError: There is nothing at all; the error says why that may be.
+    """
+    found = False
+    tagged: dict[RepositoryName, set[Digest]] = {}
+    for tag in storage.tags():
+        found = True
+        if untagged and isinstance(tag, TaggedImage):
+            tagged.setdefault(tag.name.repository, set()).add(tag.digest)
+        yield tag
+    if untagged:
+        for image in _untagged(storage, tagged):
+            found = True
+            yield image
+    if not found:
+        raise storage.without_tags()
+
+
+def _untagged(storage: Storage, tagged: dict[RepositoryName, set[Digest]]) -> Iterator[TaggedImage]:
+    """Yield manifests that neither a tag nor another manifest of their repository reaches."""
+    for text in storage.repositories():
+        try:
+            repository = parse_repository_name(str(text))
+        except ValueError:
+            continue  # `tags` has said so already
+        roots = tagged.get(repository, set())
+        rest = [digest for digest in storage.revisions(repository) if digest not in roots]
+        if not rest:
+            continue
+        reached = set(roots)
+        for digest in [*roots, *rest]:
+            reached.update(resolve(digest, storage.manifest).children())
+        for digest in rest:
+            if digest not in reached:
+                yield TaggedImage(ImageName(repository, digest), digest)
+
+
 def select(
-    tags: Iterable[TaggedImage | UnreadableTag], selection: Selection
+    found: Iterable[TaggedImage | UnreadableTag], selection: Selection
 ) -> tuple[list[TaggedImage], list[UnreadableTag]]:
     """Return the selected images of a registry, and the selected tags that cannot be read.
 
     Raises:
         UsageError: Nothing matches, or a name that was asked for is not there.
     """
-    picked = selection.pick(tags, lambda tag: tag.name)
+    picked = selection.pick(found, lambda tag: tag.name)
     images = [tag for tag in picked if isinstance(tag, TaggedImage)]
     return images, [tag for tag in picked if isinstance(tag, UnreadableTag)]
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 
 from exporter import dirlayout
+from exporter.copies import Copy, copies, source_directory
 from exporter.digest import Digest
 from exporter.distribution import Client
 from exporter.errors import (
@@ -15,13 +17,21 @@ from exporter.errors import (
     SourceError,
     TemporaryDestinationError,
 )
-from exporter.events import Event, Failed, Observer, Pushed, Started, silent
+from exporter.events import Event, Failed, Observer, Pushed, Skipped, Started, silent
 from exporter.plan import Selection, resolve
 from exporter.reference import Destination, ImageName, RepositoryName
 from exporter.schedule import Job, Schedule
-from exporter.skopeo import Skopeo
+from exporter.skopeo import Mode, Skopeo
 from exporter.verdict import Verdict
 from exporter.workers import Retry, Workers
+
+
+class Schema1(StrEnum):
+    """What becomes of Docker schema 1: its signature is not on disk, so its digest cannot stay."""
+
+    CONVERT = "convert"
+    SKIP = "skip"
+    FAIL = "fail"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,12 +42,14 @@ class PushSummary:
         images: Images that are at the destination now.
         present: Those of them that were there before.
         failed: Images that are not.
+        skipped: Images that were not to be pushed (Docker schema 1, if so asked).
         mounted: Blobs taken over from another repository of the destination instead of sent.
     """
 
     images: int = 0
     present: int = 0
     failed: int = 0
+    skipped: int = 0
     mounted: int = 0
 
 
@@ -46,19 +58,24 @@ class _Image:
     """One image on its way.
 
     Attributes:
-        blobs: Its configs and layers, by number.
+        name: What it is called in OUT.
+        digest: Of its manifest.
+        directory: Where it lies.
+        repository: What its repository is called at the destination.
+        copies: How it gets there.
         tries: How often skopeo was started for it.
         mounted: How many blobs were mounted for it.
+        converted: The digest that it got instead, if it had to be converted.
     """
 
     name: ImageName
     digest: Digest
     directory: str
     repository: RepositoryName
-    reference: str
-    blobs: tuple[int, ...]
+    copies: list[Copy]
     tries: int = 0
     mounted: int = 0
+    converted: Digest | None = None
 
 
 @dataclass(slots=True)
@@ -66,15 +83,13 @@ class _Blobs:
     """Every blob of the run, numbered, and in which repositories of the destination it is."""
 
     numbers: dict[Digest, int] = field(default_factory=dict)
-    digests: list[Digest] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     places: list[set[RepositoryName]] = field(default_factory=list)
 
     def number(self, digest: Digest, size: int) -> int:
         """Return the number of a blob, a new one if it is met for the first time."""
         if digest not in self.numbers:
-            self.numbers[digest] = len(self.digests)
-            self.digests.append(digest)
+            self.numbers[digest] = len(self.sizes)
             self.sizes.append(size)
             self.places.append(set())
         return self.numbers[digest]
@@ -89,6 +104,7 @@ def push(
     stop: Callable[[int], None],
     selection: Selection | None = None,
     jobs: int = 8,
+    schema1: Schema1 = Schema1.CONVERT,
     retry: Retry | None = None,
     observe: Observer = silent,
 ) -> PushSummary:
@@ -106,6 +122,7 @@ def push(
         stop: Ends the running skopeo processes, given the number of the signal that arrived.
         selection: Which images; all by default.
         jobs: How many skopeo processes at a time.
+        schema1: What becomes of Docker schema 1, which cannot arrive as it is.
         retry: How to deal with temporary failures.
         observe: Is told about every image; called by one thread at a time.
 
@@ -117,8 +134,8 @@ def push(
     named = (selection or Selection()).pick(dirlayout.images(out).items(), lambda item: item[0])
     client.ping()
     observe(Started(verb="push", images=len(named)))
-    work = _Push(client, skopeo, observe)
-    loaded = (work.load(out, destination, name, digest) for name, digest in named)
+    work = _Push(client, skopeo, destination, schema1, observe)
+    loaded = (work.load(out, name, digest) for name, digest in named)
     absent = work.absent([image for image in loaded if image is not None], jobs)
     work.run(absent, jobs=jobs, retry=retry or Retry(), stop=stop)
     return work.summary
@@ -127,35 +144,50 @@ def push(
 class _Push:
     """The state of one push."""
 
-    def __init__(self, client: Client, skopeo: Skopeo, observe: Observer) -> None:
+    def __init__(
+        self,
+        client: Client,
+        skopeo: Skopeo,
+        destination: Destination,
+        schema1: Schema1,
+        observe: Observer,
+    ) -> None:
         self._client = client
         self._skopeo = skopeo
+        self._destination = destination
+        self._schema1 = schema1
         self._observe = observe
         self._blobs = _Blobs()
         self.summary = PushSummary()
 
-    def load(
-        self, out: str, destination: Destination, name: ImageName, digest: Digest
-    ) -> _Image | None:
-        """Read an image of OUT, and look at its files; None if it cannot be pushed as it is."""
+    def load(self, out: str, name: ImageName, digest: Digest) -> _Image | None:
+        """Read an image of OUT, and look at its files; None if it is not to be pushed."""
         try:
-            repository = destination.repository(name.repository)
+            repository = self._destination.repository(name.repository)
         except ValueError as error:
             self._tell(_failed(name, Verdict.INVALID_NAME, str(error)))
             return None
         directory = dirlayout.image_directory(out, name)
         closure = resolve(digest, partial(dirlayout.read_manifest, directory, root=digest))
-        problems = closure.problems or dirlayout.blob_problems(directory, closure.blobs.values())
-        if problems:
-            self._tell(_failed(name, problems[0].verdict, problems[0].message))
-            return None
+        problems = closure.problems + dirlayout.blob_problems(directory, closure.blobs.values())
+        for problem in problems:
+            if not problem.verdict.exports:
+                self._tell(_failed(name, problem.verdict, problem.message))
+                return None
+            if problem.verdict is Verdict.SCHEMA1 and self._schema1 is not Schema1.CONVERT:
+                if self._schema1 is Schema1.SKIP:
+                    self._tell(Skipped(name=str(name), reason=problem.message))
+                else:
+                    self._tell(_failed(name, problem.verdict, problem.message))
+                return None
+        for blob in closure.blobs.values():
+            self._blobs.number(blob.digest, blob.size or 0)
         return _Image(
             name=name,
             digest=digest,
             directory=directory,
             repository=repository,
-            reference=f"{destination.host}/{repository}{str(name)[len(name.repository) :]}",
-            blobs=tuple(self._blobs.number(b.digest, b.size) for b in closure.blobs.values()),
+            copies=copies(closure),
         )
 
     def absent(self, images: list[_Image], jobs: int) -> list[_Image]:
@@ -185,36 +217,55 @@ class _Push:
         self, images: list[_Image], *, jobs: int, retry: Retry, stop: Callable[[int], None]
     ) -> None:
         """Push images until each has arrived or failed."""
-        schedule = Schedule([Job(blobs=image.blobs) for image in images], self._blobs.sizes)
+        steps: list[tuple[_Image, Copy]] = []
+        queue: list[Job] = []
+        for image in images:
+            first = len(queue)
+            for copy in image.copies:
+                blobs = [self._blobs.numbers[blob] for blob in copy.blobs]
+                below = range(first, len(queue)) if copy.mode is Mode.INDEX_ONLY else ()
+                queue.append(Job(blobs=blobs, after=below))
+                steps.append((image, copy))
+        schedule = Schedule(queue, self._blobs.sizes)
         for blob, places in enumerate(self._blobs.places):
             if places:
                 schedule.settle(blob)
 
+        failed: set[ImageName] = set()
+
         def report(number: int, error: SkopeoDirError | None, _lost: list[int]) -> None:
-            image = images[number]
-            if error is None:
+            image, copy = steps[number]
+            if error is not None:
+                if image.name not in failed:  # several of its copies may fail
+                    self._tell(_failed(image.name, _word(error), error.message))
+                failed.add(image.name)
+            elif copy is image.copies[-1]:
                 self._arrived(image, "pushed")
             else:
-                self._tell(_failed(image.name, _word(error), error.message))
+                self._settle(image, copy)
 
         def attempt(number: int) -> SkopeoDirError | None:
-            return self._attempt(images[number])
+            return self._attempt(*steps[number])
 
         Workers(schedule, attempt, report, jobs=jobs, retry=retry).run(stop=stop)
 
-    def _attempt(self, image: _Image) -> SkopeoDirError | None:
-        """Try to push one image; return what went wrong with it."""
+    def _attempt(self, image: _Image, copy: Copy) -> SkopeoDirError | None:
+        """Try one copy; return what went wrong with it."""
+        reference = _reference(self._destination, image, copy)
         try:
-            self._mount(image)
+            self._mount(image, copy)
             image.tries += 1
-            pushed = self._skopeo.copy(image.directory, image.reference)
+            with source_directory(image.directory, copy) as directory:
+                pushed = self._skopeo.copy(directory, reference, mode=copy.mode)
         except (DestinationError, SourceError) as error:
             return error
-        if pushed != image.digest:
-            return PermanentDestinationError(f"arrived as {pushed} instead of {image.digest}")
+        if copy.mode is Mode.CONVERT:
+            image.converted = pushed
+        elif pushed != copy.digest:
+            return PermanentDestinationError(f"arrived as {pushed} instead of {copy.digest}")
         return None
 
-    def _mount(self, image: _Image) -> None:
+    def _mount(self, image: _Image, copy: Copy) -> None:
         """Take over what another repository of the destination has, so that skopeo finds it there.
 
         Skopeo mounts only what its own cache has seen it upload; we know without a cache.
@@ -222,12 +273,12 @@ class _Push:
         Raises:
             TemporaryDestinationError: The destination is not answering.
         """
-        for blob in image.blobs:
-            # A copy: another thread may add a place at any moment.
+        for digest in copy.blobs:
+            blob = self._blobs.numbers[digest]
+            # A snapshot: another thread may add a place at any moment.
             places = tuple(self._blobs.places[blob])
             if places and image.repository not in places:
                 try:
-                    digest = self._blobs.digests[blob]
                     mounted = self._client.mount(image.repository, digest, places[0])
                 except PermanentDestinationError:
                     continue  # skopeo will upload it, or say why it cannot
@@ -236,25 +287,36 @@ class _Push:
                     image.mounted += 1
 
     def _arrived(self, image: _Image, status: str) -> None:
-        for blob in image.blobs:
-            self._blobs.places[blob].add(image.repository)
+        for copy in image.copies:
+            self._settle(image, copy)
         self.summary.images += 1
         self.summary.present += status == "present"
         self.summary.mounted += image.mounted
         self._tell(
             Pushed(
                 name=str(image.name),
-                destination=image.reference,
-                digest=image.digest,
+                destination=_reference(self._destination, image, image.copies[-1]),
+                digest=image.converted or image.digest,
+                converted_from=image.digest if image.converted else "",
                 status=status,
                 mounted=image.mounted,
                 tries=image.tries,
             )
         )
 
+    def _settle(self, image: _Image, copy: Copy) -> None:
+        for digest in copy.blobs:
+            self._blobs.places[self._blobs.numbers[digest]].add(image.repository)
+
     def _tell(self, event: Event) -> None:
         self.summary.failed += isinstance(event, Failed)
+        self.summary.skipped += isinstance(event, Skipped)
         self._observe(event)
+
+
+def _reference(destination: Destination, image: _Image, copy: Copy) -> str:
+    suffix = f"@{copy.digest}" if copy.by_digest else str(image.name)[len(image.name.repository) :]
+    return f"{destination.host}/{image.repository}{suffix}"
 
 
 def _failed(name: ImageName, error: str, message: str) -> Failed:

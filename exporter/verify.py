@@ -84,8 +84,9 @@ def _verify(
     directory = dirlayout.image_directory(out, name)
     failed = partial(Failed, verb="verify", name=str(name))
     closure = resolve(digest, partial(dirlayout.read_manifest, directory, root=digest))
-    if closure.problems:
-        problem = closure.problems[0]
+    for problem in closure.problems:
+        if problem.verdict.migrates:
+            continue
         return failed(error=problem.verdict, message=problem.message)
     try:
         repository = destination.repository(name.repository)

@@ -84,7 +84,7 @@ def test_a_missing_child_is_a_problem_and_the_rest_is_counted(registry: StorageB
     (row,) = listed(registry)
     assert (row.kind, row.problem) == (
         "docker-list",
-        f"the manifest {children[1]} is not in the blob store",
+        f"the manifest {children[1]} is not in the blob store; it is the index's linux/arm64",
     )
 
 

@@ -115,9 +115,22 @@ def test_what_is_both_image_and_index_is_refused(value: Json) -> None:
     assert message_of(orjson.dumps(value)).startswith("ambiguous: an ")
 
 
-@pytest.mark.parametrize("version", [1, 3, 2.0, "2", True, None])
+@pytest.mark.parametrize("version", [0, 3, 2.0, "2", True, None])
 def test_another_schema_version_is_refused(version: object) -> None:
     assert message_of(orjson.dumps({"schemaVersion": version})).startswith("schemaVersion is ")
+
+
+@pytest.mark.parametrize("layers", [None, [], {}, "x"])
+def test_schema_1_without_layers_is_refused(layers: object) -> None:
+    assert message_of(orjson.dumps({"schemaVersion": 1, "fsLayers": layers})) == (
+        "fsLayers is missing"
+    )
+
+
+def test_the_layers_of_schema_1_have_no_size() -> None:
+    digest = Digest.of(b"layer")
+    value = {"schemaVersion": 1, "fsLayers": [{"blobSum": digest}] * 2}
+    assert parse(value).layers == (Descriptor(digest, None),) * 2
 
 
 # --- descriptors

@@ -1,18 +1,20 @@
 """Which images are meant, and what they consist of."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.digest import Digest
-from exporter.errors import UsageError
+from exporter.errors import SourceError, UsageError
 from exporter.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
-from exporter.plan import Selection, resolve, select
+from exporter.plan import Selection, candidates, resolve, select
 from exporter.reference import ImageName
-from exporter.storage import TaggedImage, UnreadableTag
+from exporter.storage import Storage, TaggedImage, UnreadableTag
 from exporter.verdict import Problem, ProblemError, Verdict
+from tests.builders import StorageBuilder
 
 
 def digest(name: str) -> Digest:
@@ -87,7 +89,8 @@ def test_every_problem_is_kept_and_what_is_whole_is_too() -> None:
     reader = Reader(top=index("gone", "a", "lost"), a=image("layer"))
     closure = resolve(digest("top"), reader)
     assert [problem.message for problem in closure.problems] == [
-        f"{digest(name)} is missing" for name in ("gone", "lost")
+        f"{digest(name)} is missing; it is the index's child without a platform"
+        for name in ("gone", "lost")
     ]
     assert digest("layer") in closure.blobs
 
@@ -192,3 +195,55 @@ def test_unreadable_tags_are_selected_as_any_other() -> None:
     problem = Problem(Verdict.EMPTY_LINK, "path", "empty")
     bad, other = UnreadableTag("a:v2", problem), UnreadableTag("b:v1", problem)
     assert select([good, bad, other], Selection(include=["a"])) == ([good], [bad])
+
+
+# --- what there is
+
+
+def found(registry: StorageBuilder, *, untagged: bool = False) -> list[str]:
+    storage = Storage(str(registry.v2))
+    return [str(image.name) for image in candidates(storage, untagged=untagged)]
+
+
+def test_a_registry_without_repositories_is_empty(tmp_path: Path) -> None:
+    registry = StorageBuilder(tmp_path)
+    registry.blob(b"layer")
+    with pytest.raises(SourceError, match="is empty"):
+        found(registry)
+
+
+def test_a_registry_without_tags_says_how_to_take_it_all_the_same(tmp_path: Path) -> None:
+    registry = StorageBuilder(tmp_path)
+    registry.image("app", None, [b"layer"])
+    with pytest.raises(SourceError, match="has 1 repositories and no tags") as caught:
+        found(registry)
+    assert "--untagged" in caught.value.hint
+
+
+def test_gitlabs_metadata_database_is_recognised(tmp_path: Path) -> None:
+    registry = StorageBuilder(tmp_path)
+    registry.image("app", None, [b"layer"])
+    lock = tmp_path / "docker/registry/lockfiles/database-in-use"
+    lock.parent.mkdir()
+    lock.touch()
+    with pytest.raises(SourceError, match="GitLab's metadata database"):
+        found(registry)
+
+
+def test_untagged_is_what_neither_a_tag_nor_an_untagged_index_reaches(tmp_path: Path) -> None:
+    registry = StorageBuilder(tmp_path)
+    children = [registry.image("app", None, [bytes([n])]) for n in range(4)]
+    registry.index("app", "v1", children[:2])
+    index = registry.index("app", None, children[2:])
+    tagged = registry.image("app", "v2", [b"layer"])
+    lost = registry.image("app", None, [b"lost"])
+    registry.image("other", None, [b"layer"])
+    expected = ["app:v1", "app:v2", *(f"app@{each}" for each in sorted([index, lost]))]
+    assert found(registry, untagged=True) == [*expected, f"other@{tagged}"]
+
+
+def test_what_is_left_of_a_deleted_manifest_is_not_untagged(tmp_path: Path) -> None:
+    registry = StorageBuilder(tmp_path)
+    registry.image("app", "v1", [b"layer"])
+    (registry.v2 / f"repositories/app/_manifests/revisions/sha256/{'0' * 64}").mkdir()
+    assert found(registry, untagged=True) == ["app:v1"]

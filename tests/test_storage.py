@@ -136,16 +136,6 @@ def test_a_repository_without_tags_is_passed_over(registry: StorageBuilder) -> N
     assert names(registry) == ["app:v1"]
 
 
-@pytest.mark.parametrize("untagged", [False, True], ids=["no repository", "no tag"])
-def test_a_registry_without_tags_is_said_to_have_none(
-    registry: StorageBuilder, *, untagged: bool
-) -> None:
-    if untagged:
-        registry.image("app", None, [b"layer"])
-    with pytest.raises(SourceError, match="has no tags"):
-        tags(registry)
-
-
 def test_repositories_that_cannot_be_read_are_not_no_tags(registry: StorageBuilder) -> None:
     (registry.v2 / "repositories").rmdir()
     (registry.v2 / "repositories").write_bytes(b"")

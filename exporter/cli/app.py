@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from exporter import __version__
+from exporter.cli.check import check_images
 from exporter.cli.console import print_error
 from exporter.cli.export import export_images
 from exporter.cli.list import list_images
@@ -76,6 +77,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 _add("list", list_images)
+_add("check", check_images)
 _add("export", export_images)
 _add("push", push_images)
 _add("verify", verify_images)

@@ -20,6 +20,7 @@ def export_images(
     include: options.Include = None,
     exclude: options.Exclude = None,
     from_file: options.FromFile = None,
+    untagged: options.Untagged = False,
     json: options.Json = False,
 ) -> int:
     """Build dir: images out of hard links.
@@ -36,7 +37,7 @@ def export_images(
     wanted = selection(include, exclude, from_file)
     out = out_directory(storage, out)
     with files.locked(dirlayout.lock_file(out)), listening(json=json) as observe:
-        summary = export(storage, out, selection=wanted, observe=observe)
+        summary = export(storage, out, selection=wanted, untagged=untagged, observe=observe)
     if json:
         print_json("summary", summary)
     else:

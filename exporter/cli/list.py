@@ -19,6 +19,7 @@ def list_images(
     include: options.Include = None,
     exclude: options.Exclude = None,
     from_file: options.FromFile = None,
+    untagged: options.Untagged = False,
     names: Annotated[
         bool, typer.Option("--names", help="Print REPOSITORY:TAG lines and nothing else.")
     ] = False,
@@ -30,18 +31,18 @@ def list_images(
     """
     from exporter.cli.selection import selection
     from exporter.inventory import inventory
-    from exporter.plan import select
+    from exporter.plan import candidates, select
     from exporter.storage import Storage
 
     storage = Storage.open(source)
     wanted = selection(include, exclude, from_file)
     if names:
-        images, unreadable = select(storage.tags(), wanted)
+        images, unreadable = select(candidates(storage, untagged=untagged), wanted)
         sys.stdout.writelines(f"{image.name}\n" for image in images)
         for tag in unreadable:
             print(f"{tag.name}: {tag.problem}", file=sys.stderr)  # noqa: T201
         return EXIT_SOME_FAILED if unreadable else EXIT_OK
-    rows = list(inventory(storage, wanted))
+    rows = list(inventory(storage, wanted, untagged=untagged))
     if json:
         for row in rows:
             print_json("image", row)

@@ -56,7 +56,9 @@ def migrate(
     include: options.Include = None,
     exclude: options.Exclude = None,
     from_file: options.FromFile = None,
+    untagged: options.Untagged = False,
     jobs: options.Jobs = 8,
+    schema1: options.OldSchema = "convert",
     authfile: options.Authfile = None,
     username: options.Username = None,
     password_stdin: options.PasswordStdin = False,
@@ -79,7 +81,7 @@ def migrate(
     from exporter.cli.selection import selection
     from exporter.export import export
     from exporter.plan import Selection
-    from exporter.push import PushSummary, push
+    from exporter.push import PushSummary, Schema1, push
     from exporter.skopeo import Processes
     from exporter.storage import Storage
     from exporter.verify import VerifySummary, verify
@@ -110,7 +112,7 @@ def migrate(
         path = export_command.out_directory(storage, out or default_out(storage))
         with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
             outcome = _Outcome(observe)
-            exported = export(storage, path, selection=wanted, observe=outcome)
+            exported = export(storage, path, selection=wanted, untagged=untagged, observe=outcome)
             whole = Selection(names=outcome.exported)
             pushed, verified = PushSummary(), VerifySummary()
             if outcome.exported:
@@ -122,6 +124,7 @@ def migrate(
                     stop=processes.stop,
                     selection=whole,
                     jobs=jobs,
+                    schema1=Schema1(schema1),
                     observe=outcome,
                 )
                 verified = verify(

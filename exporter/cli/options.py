@@ -1,6 +1,6 @@
 """Arguments and options that several commands share, declared once."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,9 +49,23 @@ FromFile = Annotated[
     ),
 ]
 
+Untagged = Annotated[
+    bool,
+    typer.Option(
+        "--untagged",
+        help="Also the manifests that no tag reaches, as REPOSITORY@DIGEST.",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", metavar="N", min=1, max=64, help="How many images at a time."),
+]
+OldSchema = Annotated[
+    Literal["convert", "skip", "fail"],
+    typer.Option(
+        "--schema1",
+        help="What becomes of Docker schema 1 images, which cannot keep their digest.",
+    ),
 ]
 Authfile = Annotated[
     str | None,

@@ -20,6 +20,7 @@ def push_images(
     exclude: options.Exclude = None,
     from_file: options.FromFile = None,
     jobs: options.Jobs = 8,
+    schema1: options.OldSchema = "convert",
     authfile: options.Authfile = None,
     username: options.Username = None,
     password_stdin: options.PasswordStdin = False,
@@ -41,7 +42,7 @@ def push_images(
     from exporter import dirlayout, files
     from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection
-    from exporter.push import push
+    from exporter.push import Schema1, push
     from exporter.skopeo import Processes
 
     destination = parse_destination(dest)
@@ -77,6 +78,7 @@ def push_images(
             stop=processes.stop,
             selection=wanted,
             jobs=jobs,
+            schema1=Schema1(schema1),
             observe=observe,
         )
     if json:

@@ -4,7 +4,7 @@
 <root>                                   …/docker/registry/v2
 ├── blobs/sha256/<2 hex>/<hex>/data      every manifest, config and layer, once
 └── repositories/<name>/                 names nest: foo and foo/bar may both be repositories
-    ├── _layers/sha256/<hex>/link        which blobs the repository may serve; never read here
+    ├── _layers/sha256/<hex>/link        which blobs the repository may serve; read for sha512 only
     ├── _uploads/                        unfinished uploads; never read here
     └── _manifests/
         ├── revisions/sha256/<hex>/link  every manifest ever put, until deleted
@@ -37,6 +37,17 @@ def repository(name: str) -> str:
 def tags(name: str) -> str:
     """Return the directory that has one directory for each tag, relative to the root."""
     return f"repositories/{name}/{MANIFESTS}/tags"
+
+
+def revisions(name: str) -> str:
+    """Return the directory that has one directory for each manifest, relative to the root."""
+    return f"repositories/{name}/{MANIFESTS}/revisions/sha256"
+
+
+def layer_link(name: str, digest: Digest) -> str:
+    """Return the link file that says under which digest a repository's blob is stored."""
+    algorithm, _, hexadecimal = digest.partition(":")
+    return f"repositories/{name}/{LAYERS}/{algorithm}/{hexadecimal}/link"
 
 
 def tag_link(name: str, tag: str) -> str:

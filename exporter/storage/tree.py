@@ -1,8 +1,10 @@
 """Read a registry's storage tree. Nothing is ever written to it."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -10,7 +12,7 @@ from exporter import manifest
 from exporter.digest import Digest
 from exporter.errors import SourceError
 from exporter.manifest import Manifest, ManifestError
-from exporter.reference import ImageName, parse_repository_name, parse_tag
+from exporter.reference import ImageName, RepositoryName, parse_repository_name, parse_tag
 from exporter.storage import layout
 from exporter.storage.locate import storage_root
 from exporter.verdict import Problem, ProblemError, Verdict
@@ -71,18 +73,16 @@ class Storage:
         return f"{self.root}/{layout.blob(digest)}"
 
     def tags(self) -> Iterator[TaggedImage | UnreadableTag]:
-        """Yield every tag of every repository, sorted by repository, then tag.
+        """Yield every tag of every repository, sorted by repository, then tag; maybe none.
 
         A tag directory without `current/link` is yielded as unreadable: a registry that crashed
         leaves such, and so does damage. Directories of blobs (`_layers`) are never entered.
 
         Raises:
-            SourceError: The registry has no tags, or its repositories cannot be read.
+            SourceError: The repositories cannot be read.
         """
-        found = False
         for repository in self.repositories():
             if isinstance(repository, UnreadableTag):
-                found = True
                 yield repository
                 continue
             directory = layout.tags(repository)
@@ -91,17 +91,51 @@ class Storage:
             except FileNotFoundError:
                 continue  # every manifest was pushed by digest
             except OSError as error:
-                found = True
                 yield _unreadable(repository, directory, error)
                 continue
             for tag in tags:
-                found = True
                 yield self._tag(repository, tag)
-        if not found:
-            raise SourceError(
-                f"the registry in {self.root} has no tags",
-                hint="Harbor 2.15+, OpenShift and GitLab's metadata database keep tags elsewhere",
+
+    def revisions(self, repository: RepositoryName) -> list[Digest]:
+        """Return the digest of every manifest that a repository has, sorted.
+
+        A directory without a link is what is left of a deleted manifest, and is passed over.
+        """
+        directory = f"{self.root}/{layout.revisions(repository)}"
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            return []
+        found: list[Digest] = []
+        for name in names:
+            with suppress(OSError, ValueError):
+                content = _read(f"{directory}/{name}/link", _LINK_LENGTH)
+                found.append(Digest.parse(content.decode("ascii", "replace")))
+        return found
+
+    def has_moved(self, image: TaggedImage) -> bool:
+        """Tell if a tag names another digest by now, or is gone: the registry is in use."""
+        tag = image.name.reference
+        if isinstance(tag, Digest):
+            return not os.path.exists(self.path(image.digest))
+        return self._tag(image.name.repository, tag) != image
+
+    def without_tags(self) -> SourceError:
+        """Return the error of a registry in which there is nothing to migrate, and why that is."""
+        database = os.path.join(os.path.dirname(self.root), "lockfiles", "database-in-use")
+        repositories = sum(1 for _ in self.repositories())
+        if os.path.exists(database):
+            return SourceError(
+                f"the registry in {self.root} keeps its tags in GitLab's metadata database",
+                hint="only the manifests are on disk: --untagged takes them by digest",
             )
+        if repositories:
+            return SourceError(
+                f"the registry in {self.root} has {repositories} repositories and no tags",
+                hint="Harbor 2.15+ and OpenShift keep tags in a database; "
+                "--untagged takes the manifests by digest",
+            )
+        return SourceError(f"the registry in {self.root} is empty: it has no repositories")
 
     def repositories(self) -> Iterator[str | UnreadableTag]:
         """Yield the path of every directory that has `_manifests`, sorted, as found on disk.
@@ -166,6 +200,20 @@ class Storage:
             message = f"the manifest {digest} cannot be used: {error}"
             raise ProblemError(Verdict.INVALID_MANIFEST, path, message) from None
 
+    def canonical(self, digest: Digest, repository: RepositoryName) -> Digest:
+        """Return the digest under which a blob is stored, which differs for sha512.
+
+        Spec: blobwriter.go, Commit and linkBlob: the content is stored under its sha256, and the
+        repository's link file of the digest that the client used says which.
+        """
+        if digest.algorithm == "sha256":
+            return digest
+        try:
+            path = f"{self.root}/{layout.layer_link(repository, digest)}"
+            return Digest.parse(_read(path, _LINK_LENGTH).decode("ascii", "replace"))
+        except (OSError, ValueError):
+            return digest
+
     def blob(self, digest: Digest) -> BlobFile:
         """Return the file of a blob or manifest, without opening it.
 
@@ -178,12 +226,30 @@ class Storage:
         except OSError as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             reason = "is not in the blob store" if missing else f"is unreadable: {error.strerror}"
-            message = f"the blob {digest} {reason}"
-            raise ProblemError(Verdict.MISSING_BLOB, path, message) from None
+            raise ProblemError(Verdict.MISSING_BLOB, path, f"the blob {digest} {reason}") from None
         if not stat.S_ISREG(status.st_mode):
             message = f"the blob {digest} is not a regular file"
             raise ProblemError(Verdict.MISSING_BLOB, path, message)
         return BlobFile(status.st_size, status.st_ino)
+
+    def hash(self, digest: Digest) -> Digest:
+        """Return the digest that a blob's content really has; reads all of it.
+
+        Raises:
+            ProblemError: It cannot be read.
+        """
+        path = layout.blob(digest)
+        try:
+            with open(os.open(f"{self.root}/{path}", _FLAGS), "rb", buffering=0) as file:
+                found = hashlib.file_digest(file, digest.algorithm)
+        except OSError as error:
+            message = f"the blob {digest} cannot be read: {error.strerror}"
+            raise ProblemError(Verdict.MISSING_BLOB, path, message) from None
+        return Digest(f"{digest.algorithm}:{found.hexdigest()}")
+
+    def is_readable(self, digest: Digest) -> bool:
+        """Tell if this user may read the content of a blob."""
+        return os.access(self.path(digest), os.R_OK)
 
     def _tag(self, repository: str, tag: str) -> TaggedImage | UnreadableTag:
         path = layout.tag_link(repository, tag)

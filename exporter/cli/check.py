@@ -1,0 +1,80 @@
+"""`skopeo-dir check`."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exporter.cli import options
+from exporter.cli.console import listening, print_json
+from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
+from exporter.events import Checked, Event, Observer
+
+if TYPE_CHECKING:
+    from exporter.check import CheckSummary
+
+
+def check_images(
+    source: options.Source,
+    *,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    from_file: options.FromFile = None,
+    untagged: options.Untagged = False,
+    digests: Annotated[
+        bool, typer.Option("--digests", help="Read every blob and compare it with its digest.")
+    ] = False,
+    json: options.Json = False,
+) -> int:
+    """Say of every tag whether it can be migrated.
+
+    Names the file, the reason and the remedy of each that cannot. Writes nothing anywhere.
+    """
+    from exporter.check import check
+    from exporter.cli.selection import selection
+    from exporter.storage import Storage
+
+    storage = Storage.open(source)
+    wanted = selection(include, exclude, from_file)
+    with listening(json=json) as observe:
+        summary = check(
+            storage,
+            selection=wanted,
+            untagged=untagged,
+            digests=digests,
+            observe=observe if json else _Printer(observe),
+        )
+    if json:
+        print_json("summary", summary)
+    else:
+        sys.stdout.write(f"{sentence(summary)}\n")
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+
+
+class _Printer:
+    """Prints what is to be said of the tags that are not simply ok, and passes every event on."""
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+
+    def __call__(self, event: Event) -> None:
+        self._observe(event)
+        if isinstance(event, Checked):
+            for finding in event.findings:
+                file = f"\n    file: {finding['file']}" if finding["file"] else ""
+                sys.stdout.write(
+                    f"{event.name}: {finding['verdict']}: {finding['message']}{file}\n"
+                    f"    remedy: {finding['remedy']}\n"
+                )
+            if event.whole_platforms:
+                sys.stdout.write(f"    whole: {', '.join(event.whole_platforms)}\n")
+
+
+def sentence(summary: "CheckSummary") -> str:
+    """Return the summary for a person."""
+    verdicts = ", ".join(
+        f"{count} {verdict}" for verdict, count in sorted(summary.verdicts.items())
+    )
+    hashed = f"; {summary.hashed} blobs hashed" if summary.hashed else ""
+    migrate = summary.images - summary.failed
+    return f"checked {summary.images} images ({verdicts}{hashed}): {migrate} can be migrated"
