@@ -109,7 +109,10 @@ def empty_directory(path: Path) -> Path:
         (lambda path: path, "{path} does not exist"),
         (empty_directory, "{path} is not a registry's storage: no docker/registry/v2 in it"),
         (oci_layout, "{path} is an OCI image layout, not a registry's storage"),
-        (empty_registry, "the registry in {path}/docker/registry/v2 has no tags"),
+        (
+            empty_registry,
+            "the registry in {path}/docker/registry/v2 is empty: it has no repositories",
+        ),
     ],
     ids=["nonexistent", "no registry", "OCI layout", "empty registry"],
 )
