@@ -46,6 +46,7 @@ class Checked:
         findings: Each with `verdict`, `file` (relative to docker/registry/v2), `message` and
             `remedy`.
         whole_platforms: Of an index that is not whole: the platforms that are.
+        broken_platforms: The platforms that are not.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Checked:
     migrates: bool
     findings: tuple[dict[str, str], ...] = ()
     whole_platforms: tuple[str, ...] = ()
+    broken_platforms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

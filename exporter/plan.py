@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -9,7 +10,7 @@ from exporter.digest import Digest
 from exporter.errors import UsageError
 from exporter.manifest import DOCKER_SCHEMA1, Descriptor, Manifest
 from exporter.reference import ImageName, RepositoryName, parse_repository_name
-from exporter.storage import BlobFile, Storage, TaggedImage, UnreadableTag, layout
+from exporter.storage import BlobFile, Storage, TaggedImage, UnreadableTag, layout, printable
 from exporter.verdict import Problem, ProblemError, Verdict
 
 T = TypeVar("T")
@@ -77,19 +78,20 @@ def _of_child(problem: Problem, digest: Digest, platform: str, root: Digest) -> 
 
 
 def _remarks(digest: Digest, manifest: Manifest, *, is_root: bool) -> Iterator[Problem]:
+    path = layout.blob(digest)
     if manifest.media_type == DOCKER_SCHEMA1:
         message = f"{digest} is Docker schema 1, which has to be converted"
-        yield Problem(Verdict.SCHEMA1, "", message)
+        yield Problem(Verdict.SCHEMA1, path, message)
     if manifest.is_index and not is_root:
-        yield Problem(Verdict.NESTED_INDEX, "", f"{digest} is an index inside an index")
+        yield Problem(Verdict.NESTED_INDEX, path, f"{digest} is an index inside an index")
     for layer in manifest.layers:
         if layer.urls:
             message = f"the layer {layer.digest} is not moved, since it has urls to get it from"
-            yield Problem(Verdict.FOREIGN_LAYER, "", message)
+            yield Problem(Verdict.FOREIGN_LAYER, path, message)
     for blob in manifest.blobs():
         if blob.digest.algorithm != "sha256":
             message = f"skopeo cannot push {blob.digest[:32]}…"
-            yield Problem(Verdict.UNSUPPORTED_DIGEST, "", message)
+            yield Problem(Verdict.UNSUPPORTED_DIGEST, path, message)
 
 
 class Blobs(Protocol):
@@ -200,23 +202,47 @@ def candidates(
         raise storage.without_tags()
 
 
-def _untagged(storage: Storage, tagged: dict[RepositoryName, set[Digest]]) -> Iterator[TaggedImage]:
+def _untagged(
+    storage: Storage, tagged: dict[RepositoryName, set[Digest]]
+) -> Iterator[TaggedImage | UnreadableTag]:
     """Yield manifests that neither a tag nor another manifest of their repository reaches."""
     for text in storage.repositories():
-        try:
-            repository = parse_repository_name(str(text))
-        except ValueError:
+        if isinstance(text, UnreadableTag):
             continue  # `tags` has said so already
-        roots = tagged.get(repository, set())
-        rest = [digest for digest in storage.revisions(repository) if digest not in roots]
-        if not rest:
+        try:
+            repository = parse_repository_name(text)
+        except ValueError as error:
+            path = printable(layout.revisions(text))
+            problem = Problem(Verdict.INVALID_NAME, path, f"its manifests have no name: {error}")
+            yield UnreadableTag(printable(text), problem)
             continue
-        reached = set(roots)
-        for digest in [*roots, *rest]:
-            reached.update(resolve(digest, storage.manifest).children())
-        for digest in rest:
+        revisions: list[Digest] = []
+        for revision in storage.revisions(repository):
+            if isinstance(revision, UnreadableTag):
+                yield revision
+            else:
+                revisions.append(revision)
+        roots = tagged.get(repository, set())
+        reached = roots | _listed(storage, {*roots, *revisions})
+        for digest in revisions:
             if digest not in reached:
                 yield TaggedImage(ImageName(repository, digest), digest)
+
+
+def _listed(storage: Storage, roots: set[Digest]) -> set[Digest]:
+    """Return every manifest below any of `roots`; each is read once, however often it is listed."""
+    found: set[Digest] = set()
+    read: set[Digest] = set()
+    pending = [*roots]
+    while pending:
+        digest = pending.pop()
+        if digest not in read:
+            read.add(digest)
+            with suppress(ProblemError):  # whoever takes it will say what is wrong
+                children = {child.digest for child in storage.manifest(digest).children}
+                found |= children
+                pending += children
+    return found
 
 
 def select(

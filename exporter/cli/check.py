@@ -66,8 +66,9 @@ class _Printer:
                     f"{event.name}: {finding['verdict']}: {finding['message']}{file}\n"
                     f"    remedy: {finding['remedy']}\n"
                 )
-            if event.whole_platforms:
-                sys.stdout.write(f"    whole: {', '.join(event.whole_platforms)}\n")
+            if event.broken_platforms:
+                sys.stdout.write(f"    broken: {', '.join(event.broken_platforms)}\n")
+                sys.stdout.write(f"    whole: {', '.join(event.whole_platforms) or 'none'}\n")
 
 
 def sentence(summary: "CheckSummary") -> str:

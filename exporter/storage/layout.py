@@ -44,6 +44,11 @@ def revisions(name: str) -> str:
     return f"repositories/{name}/{MANIFESTS}/revisions/sha256"
 
 
+def revision_link(name: str, digest: Digest) -> str:
+    """Return the link file that says that a repository has a manifest, relative to the root."""
+    return f"{revisions(name)}/{digest.hex}/link"
+
+
 def layer_link(name: str, digest: Digest) -> str:
     """Return the link file that says under which digest a repository's blob is stored."""
     algorithm, _, hexadecimal = digest.partition(":")

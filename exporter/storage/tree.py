@@ -96,29 +96,32 @@ class Storage:
             for tag in tags:
                 yield self._tag(repository, tag)
 
-    def revisions(self, repository: RepositoryName) -> list[Digest]:
-        """Return the digest of every manifest that a repository has, sorted.
+    def revisions(self, repository: RepositoryName) -> Iterator[Digest | UnreadableTag]:
+        """Yield the digest of every manifest that a repository has, sorted by link file.
 
         A directory without a link is what is left of a deleted manifest, and is passed over.
         """
-        directory = f"{self.root}/{layout.revisions(repository)}"
+        directory = layout.revisions(repository)
         try:
-            names = sorted(os.listdir(directory))
-        except OSError:
-            return []
-        found: list[Digest] = []
+            names = sorted(os.listdir(f"{self.root}/{directory}"))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            yield _unreadable(repository, directory, error)
+            return
         for name in names:
-            with suppress(OSError, ValueError):
-                content = _read(f"{directory}/{name}/link", _LINK_LENGTH)
-                found.append(Digest.parse(content.decode("ascii", "replace")))
-        return found
+            shown = printable(f"{repository}@sha256:{name}")
+            with suppress(FileNotFoundError):
+                yield self._link(f"{directory}/{name}/link", "the manifest's", shown)
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
-        tag = image.name.reference
-        if isinstance(tag, Digest):
-            return not os.path.exists(self.path(image.digest))
-        return self._tag(image.name.repository, tag) != image
+        repository, reference = image.name.repository, image.name.reference
+        if not isinstance(reference, Digest):
+            return self._tag(repository, reference) != image
+        link = f"{self.root}/{layout.revision_link(repository, reference)}"
+        # A link file under another digest's path counts, too: its content decides.
+        return not os.path.lexists(link) and reference not in self.revisions(repository)
 
     def without_tags(self) -> SourceError:
         """Return the error of a registry in which there is nothing to migrate, and why that is."""
@@ -260,18 +263,32 @@ class Storage:
             problem = Problem(Verdict.INVALID_NAME, printable(path), f"{error}")
             return UnreadableTag(shown, problem)
         try:
-            content = _read(f"{self.root}/{path}", _LINK_LENGTH)
-        except OSError as error:
+            digest = self._link(path, "the tag's", shown)
+        except FileNotFoundError as error:
             message = f"the tag's link file cannot be read: {error.strerror}"
             return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
-        if not content:
-            message = "the tag's link file is empty (the registry crashed while writing it)"
-            return UnreadableTag(shown, Problem(Verdict.EMPTY_LINK, path, message))
+        return digest if isinstance(digest, UnreadableTag) else TaggedImage(name, digest)
+
+    def _link(self, path: str, whose: str, shown: str) -> Digest | UnreadableTag:
+        """Return the digest that a link file names.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
         try:
-            return TaggedImage(name, Digest.parse(content.decode("ascii", "replace")))
+            content = _read(f"{self.root}/{path}", _LINK_LENGTH)
+            if content:
+                return Digest.parse(content.decode("ascii", "replace"))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            verdict, reason = Verdict.INVALID_LINK, f"cannot be read: {error.strerror}"
         except ValueError as error:
-            message = f"the tag's link file has no digest: {error}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
+            verdict, reason = Verdict.INVALID_LINK, f"has no digest: {error}"
+        else:
+            verdict, reason = Verdict.EMPTY_LINK, "is empty (the registry crashed while writing it)"
+        problem = Problem(verdict, printable(path), f"{whose} link file {reason}")
+        return UnreadableTag(shown, problem)
 
 
 def printable(path: str) -> str:
