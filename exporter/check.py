@@ -129,6 +129,7 @@ class _Reader:
         self._storage = storage
         self._looks: dict[Digest, _Look] = {}
         self._blobs: dict[Digest, tuple[Digest, BlobFile | Problem]] = {}
+        self._hashes: dict[Digest, Digest] = {}
         self._wrong: dict[Digest, Problem] = {}
 
     def canonical(self, digest: Digest, repository: RepositoryName) -> Digest:
@@ -143,6 +144,12 @@ class _Reader:
         if isinstance(seen[1], Problem):
             raise ProblemError(seen[1].verdict, seen[1].path, seen[1].message)
         return seen[1]
+
+    def hash(self, digest: Digest) -> Digest:
+        """See `Storage.hash`."""
+        if digest not in self._hashes:
+            self._hashes[digest] = self._storage.hash(digest)
+        return self._hashes[digest]
 
     def _look_at(self, digest: Digest) -> BlobFile | Problem:
         try:

@@ -103,24 +103,45 @@ class Blobs(Protocol):
     def blob(self, digest: Digest) -> BlobFile:
         """Return the file of a blob. Raises: ProblemError."""
 
+    def hash(self, digest: Digest) -> Digest:
+        """Return the digest that a blob's content really has. Raises: ProblemError."""
+
 
 def blob_problems(closure: Closure, blobs: Blobs, repository: RepositoryName) -> Iterator[Problem]:
     """Yield what is wrong with the configs and layers of an image, by their sizes.
 
-    A size that the manifest states wrongly is as bad as a damaged file: registries do not mind,
-    but skopeo can neither read nor send such a blob.
+    Only a blob whose size is not the one that its manifest states is read: it may be whole all
+    the same, because no registry compares the two.
     """
     for digest, expected in closure.blobs.items():
         stored = blobs.canonical(digest, repository)
         try:
             size = blobs.blob(stored).size
+            if expected.size not in {None, size}:
+                whole = blobs.hash(stored) == stored
+                yield _wrong_size(closure, digest, stored, size, whole=whole)
         except ProblemError as error:
             yield error.problem
-            continue
-        if expected.size in {None, size}:
-            continue
-        message = f"the blob {stored} has {size} bytes instead of {expected.size}"
-        yield Problem(Verdict.WRONG_SIZE, layout.blob(stored), message)
+
+
+def _wrong_size(
+    closure: Closure, digest: Digest, stored: Digest, size: int, *, whole: bool
+) -> Problem:
+    """Return the verdict on a blob whose size is not what the manifest states.
+
+    Spec: containers/image, docker/docker_image_dest.go: skopeo sends a layer without looking at
+    its stated size, but a config with it as Content-Length.
+    """
+    path = layout.blob(stored)
+    expected = closure.blobs[digest].size
+    if not whole:
+        message = f"the blob {stored} is damaged: it has {size} bytes instead of {expected}"
+        return Problem(Verdict.WRONG_SIZE, path, message)
+    message = f"the blob {stored} is whole, but has {size} bytes where its manifest says {expected}"
+    configs = {m.config.digest for m in closure.manifests.values() if m.config is not None}
+    return Problem(
+        Verdict.WRONG_SIZE if digest in configs else Verdict.MISSTATED_SIZE, path, message
+    )
 
 
 class Selection:

@@ -4,7 +4,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -160,29 +159,26 @@ def sweep(registry: Path) -> tuple[int, list[str]]:
 
 
 @pytest.mark.slow
-def test_every_damage_to_every_file_is_named_and_nothing_else_is() -> None:
-    """As nobody, since root can read everything.
+def test_every_damage_to_every_file_is_named_and_nothing_else_is(tmp_path: Path) -> None:
+    """As nobody, since root can read everything."""
+    registry = tmp_path / "registry"
+    everything(registry)
+    nested(StorageBuilder(registry), "kinds/nested")
+    schema1(StorageBuilder(registry), "kinds/old", "v1")
+    subprocess.run(["chown", "-R", "65534:65534", tmp_path], check=True)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    code = (
+        "import sys; from pathlib import Path; from tests.test_damage import sweep;"
+        "count, wrong = sweep(Path(sys.argv[1])); print(count, *wrong, sep='\\n')"
+    )
 
-    In a directory of its own: pytest closes its own to all but root, at the start of any run.
-    """
-    with tempfile.TemporaryDirectory(prefix="damage-") as work:
-        registry = Path(work) / "registry"
-        everything(registry)
-        nested(StorageBuilder(registry), "kinds/nested")
-        schema1(StorageBuilder(registry), "kinds/old", "v1")
-        subprocess.run(["chown", "-R", "65534:65534", work], check=True)
-        code = (
-            "import sys; from pathlib import Path; from tests.test_damage import sweep;"
-            "count, wrong = sweep(Path(sys.argv[1])); print(count, *wrong, sep='\\n')"
-        )
-
-        done = subprocess.run(
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c",
-             code, registry],
-            capture_output=True, text=True, check=False, env={"PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", code,
+         registry],
+        capture_output=True, text=True, check=False, env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     count, *wrong = done.stdout.splitlines()
-    print(f"{count} damages")  # noqa: T201
     assert (wrong, int(count) > 2_000) == ([], True)
