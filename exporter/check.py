@@ -72,7 +72,7 @@ def check(
     observe(Started(verb="check", images=len(images) + len(unreadable)))
     checked = chain(
         (reader.verdict(image) for image in images),
-        (_checked(tag.name, "", [tag.problem]) for tag in unreadable),
+        (_checked(tag.name, "", [tag.problem]) for tag in storage.still_unreadable(unreadable)),
     )
     for event in checked:
         summary.images += 1

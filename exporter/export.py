@@ -74,9 +74,6 @@ def export(
         summary.failed += isinstance(event, Failed)
         observe(event)
 
-    for tag in unreadable:
-        problem = tag.problem
-        tell(Failed(verb="export", name=tag.name, error=problem.verdict, message=problem.message))
     record = dirlayout.read_record(out) | {image.name: image.digest for image in images}
     builder = _Builder(storage, out, existing=set(dirlayout.staged(out)), summary=summary)
     try:
@@ -90,6 +87,9 @@ def export(
         files.sync(out)
     except OSError as error:
         raise files.failure(error, out) from None
+    for tag in storage.still_unreadable(unreadable):
+        problem = tag.problem
+        tell(Failed(verb="export", name=tag.name, error=problem.verdict, message=problem.message))
     return summary
 
 

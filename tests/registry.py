@@ -129,6 +129,19 @@ def serve(
                 process.wait()
 
 
+def collect_garbage(root: Path) -> None:
+    """Run the registry's own garbage collection with `--delete-untagged` over a storage."""
+    with tempfile.TemporaryDirectory(prefix="registry-") as state:
+        config = Path(state) / "config.yml"
+        storage = {"filesystem": {"rootdirectory": str(root)}, "delete": {"enabled": True}}
+        config.write_bytes(orjson.dumps({"version": "0.1", "storage": storage}))
+        subprocess.run(
+            ["docker-registry", "garbage-collect", "--delete-untagged", config],
+            check=True,
+            capture_output=True,
+        )
+
+
 def skopeo(*arguments: str | Path, data_home: Path | None = None) -> str:
     """Run skopeo to its end and return its stdout.
 

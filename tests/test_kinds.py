@@ -21,9 +21,8 @@ from tests.builders import (
     StorageBuilder,
     descriptor,
     image_config,
-    index_manifest,
 )
-from tests.registry import Registry, serve, skopeo, skopeo_environment
+from tests.registry import Registry, collect_garbage, serve, skopeo, skopeo_environment
 
 PLAIN = "--dest-tls-verify=false"
 EMPTY = b"{}"
@@ -348,19 +347,26 @@ def test_a_tag_whose_directory_name_would_be_too_long_gets_a_verdict(tmp_path: P
     assert (code, kinds) == (1, ["started", "failed", "exported", "summary"])
 
 
-def test_a_broken_index_says_which_platforms_are_whole(tmp_path: Path) -> None:
-    """What `garbage-collect --delete-untagged` of 2.8.2 leaves of a multi-arch image."""
+def test_after_the_registrys_own_garbage_collection_check_says_which_platforms_are_gone(
+    tmp_path: Path,
+) -> None:
+    """`--delete-untagged` of 2.8.2 takes the children of an index that no tag names themselves."""
     source = tmp_path / "source"
     builder = StorageBuilder(source)
-    children = [builder.image("app", None, [layer(n)], kind="oci") for n in ("amd64", "arm64")]
-    raw = index_manifest([builder.data(child).read_bytes() for child in children], kind="oci")
-    builder.manifest("app", "v1", raw)
-    manifest = orjson.loads(builder.data(children[1]).read_bytes())
-    gone = manifest["layers"][0]["digest"][7:]
-    (source / f"docker/registry/v2/blobs/sha256/{gone[:2]}/{gone}/data").unlink()
+    amd64 = builder.image("app", "v1-amd64", [layer("amd64")], kind="oci")
+    others = [builder.image("app", None, [layer(n)], kind="oci") for n in ("arm64", "s390x")]
+    builder.index(
+        "app", "v1", [amd64, *others], kind="oci", architectures=("amd64", "arm64", "s390x")
+    )
 
+    collect_garbage(source)
     code, rows, _ = run("check", source, "--json", home=tmp_path)
 
-    assert (code, rows[1]["verdict"]) == (1, "missing-blob")
-    assert rows[1]["whole_platforms"] == [orjson.loads(raw)["manifests"][0]["platform"]["os"] + "/"
-        + orjson.loads(raw)["manifests"][0]["platform"]["architecture"]]  # fmt: skip
+    checked = {row["name"]: row for row in rows if row["message_type"] == "checked"}
+    index = checked["app:v1"]
+    assert (code, checked["app:v1-amd64"]["verdict"]) == (1, "ok")
+    assert (index["verdict"], index["whole_platforms"], index["broken_platforms"]) == (
+        "missing-blob",
+        ["linux/amd64"],
+        ["linux/arm64", "linux/s390x"],
+    )

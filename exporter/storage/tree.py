@@ -3,9 +3,10 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from exporter import manifest
@@ -18,6 +19,7 @@ from exporter.storage.locate import storage_root
 from exporter.verdict import Problem, ProblemError, Verdict
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITING_SECONDS = 0.25  # more than a registry takes between the two steps of writing a tag
 _LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
 
 
@@ -36,10 +38,12 @@ class UnreadableTag:
     Attributes:
         name: `<repository>:<tag>`, or a repository alone; printable, not a valid name.
         problem: Why.
+        image: The valid name of the tag, if it has one.
     """
 
     name: str
     problem: Problem
+    image: ImageName | None = None
 
 
 class BlobFile(NamedTuple):
@@ -110,9 +114,31 @@ class Storage:
             yield _unreadable(repository, directory, error)
             return
         for name in names:
-            shown = printable(f"{repository}@sha256:{name}")
             with suppress(FileNotFoundError):
-                yield self._link(f"{directory}/{name}/link", "the manifest's", shown)
+                found = self._link(f"{directory}/{name}/link", "the manifest's")
+                if isinstance(found, Problem):
+                    yield UnreadableTag(printable(f"{repository}@sha256:{name}"), found)
+                else:
+                    yield found
+
+    def still_unreadable(self, tags: Sequence[UnreadableTag]) -> list[UnreadableTag]:
+        """Read tags once more, after a moment; those that were only being written have changed.
+
+        Spec: registry/storage/tagstore.go, Tag: the directory of a tag is there before its link;
+        filesystem/driver.go, PutContent: 2.x empties a link before it writes it.
+        """
+        if any(tag.image is not None for tag in tags):
+            time.sleep(_WRITING_SECONDS)
+        return [self._again(tag) for tag in tags]
+
+    def _again(self, tag: UnreadableTag) -> UnreadableTag:
+        name = tag.image
+        if name is None or self._tag(name.repository, name.reference) == tag:
+            directory = layout.tags(name.repository) + f"/{name.reference}" if name else ""
+            if not name or os.path.lexists(f"{self.root}/{directory}"):
+                return tag
+        message = "the tag was written or deleted during the scan"
+        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, "", message))
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
@@ -263,17 +289,19 @@ class Storage:
             problem = Problem(Verdict.INVALID_NAME, printable(path), f"{error}")
             return UnreadableTag(shown, problem)
         try:
-            digest = self._link(path, "the tag's", shown)
+            found = self._link(path, "the tag's")
         except FileNotFoundError as error:
             message = f"the tag's link file cannot be read: {error.strerror}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message))
-        return digest if isinstance(digest, UnreadableTag) else TaggedImage(name, digest)
+            found = Problem(Verdict.INVALID_LINK, path, message)
+        if isinstance(found, Problem):
+            return UnreadableTag(shown, found, name)
+        return TaggedImage(name, found)
 
-    def _link(self, path: str, whose: str, shown: str) -> Digest | UnreadableTag:
-        """Return the digest that a link file names.
+    def _link(self, path: str, whose: str) -> Digest | Problem:
+        """Return the digest that a link file names, or why it names none.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: There is no such file.
         """
         try:
             content = _read(f"{self.root}/{path}", _LINK_LENGTH)
@@ -287,8 +315,7 @@ class Storage:
             verdict, reason = Verdict.INVALID_LINK, f"has no digest: {error}"
         else:
             verdict, reason = Verdict.EMPTY_LINK, "is empty (the registry crashed while writing it)"
-        problem = Problem(verdict, printable(path), f"{whose} link file {reason}")
-        return UnreadableTag(shown, problem)
+        return Problem(verdict, printable(path), f"{whose} link file {reason}")
 
 
 def printable(path: str) -> str:
