@@ -61,7 +61,8 @@ _REMEDIES = {
     Verdict.OK: "",
     Verdict.SCHEMA1: "push converts it to schema 2, under a new digest (--schema1)",
     Verdict.NESTED_INDEX: "push sends the inner indexes first; nothing is to be done",
-    Verdict.FOREIGN_LAYER: "the layer stays where its urls point; nothing is to be done",
+    Verdict.FOREIGN_LAYER: "it stays where its urls point; Harbor takes that, docker-registry "
+    "if its setting validation.manifests.urls.allow does",
     Verdict.MISSTATED_SIZE: "it arrives as it is; some clients refuse to pull it: build it again",
     Verdict.UNSUPPORTED_DIGEST: "skopeo cannot push sha512 blobs: build the image again",
     Verdict.MISSING_BLOB: _RESTORE,
