@@ -275,7 +275,7 @@ def test_an_interrupted_run_goes_on_without_writing_a_blob_again(
 def test_what_does_not_fit_is_refused_before_it_is_written(
     limit: str, options: list[str], registry: StorageBuilder, tmp_path: Path
 ) -> None:
-    registry.image("app", "v1", [os.urandom(200_000) for _ in range(10)])
+    registry.image("app", "v1", [b"\x1f\x8b" + os.urandom(200_000) for _ in range(10)])
     made, out = tar(tmp_path / "x", registry.root, *options, "."), tmp_path / "out"
     out.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", out], check=True)
