@@ -115,6 +115,7 @@ class _Builder:
         self._version = f"{dirlayout.work_directory(out)}/{dirlayout.VERSION_FILE}"
         self._version_inode = os.stat(self._version).st_ino
         self._blobs: dict[Digest, BlobFile] = {}
+        self._hashes: dict[Digest, Digest] = {}
         self._counted: set[int] = set()  # inodes in `unique_bytes`
         self._parents: set[str] = set()
         self._serial = 0
@@ -205,6 +206,12 @@ class _Builder:
         if found is None:
             found = self._blobs[digest] = self._storage.blob(digest)
         return found
+
+    def hash(self, digest: Digest) -> Digest:
+        """See `Storage.hash`; each file is read once."""
+        if digest not in self._hashes:
+            self._hashes[digest] = self._storage.hash(digest)
+        return self._hashes[digest]
 
     def _failed(self, name: ImageName, digest: Digest, problem: Problem) -> Failed:
         """Return the failure of an image; a registry in use may have moved its tag meanwhile."""
