@@ -1,6 +1,6 @@
 """Measures `skopeo-dir push` against its rivals, everything in turn in one run.
 
-    python -m scripts.bench_push [--rounds N] [--only WORD]...
+    scripts/bench.py push [--rounds N] [--only uploads|again|ratios]...
 
 Each row has a real docker-registry of its own, started on an empty directory; the delay proxy is
 ours (tests/fault_proxy.py: every request waits a round-trip time). Blob-info caches start empty.
@@ -269,21 +269,13 @@ def _row(name: str, figure: str, must: str, detail: str) -> None:
 PARTS = {"uploads": uploads, "again": again, "ratios": ratios}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `run` reads."""
+def main(arguments: Sequence[str]) -> None:
+    """Measure what was asked for, and print a line for each figure."""
+    parser = argparse.ArgumentParser("bench.py push", description="Measure `skopeo-dir push`.")
     parser.add_argument("--rounds", type=int, default=3, help="of each ratio; medians are shown")
     parser.add_argument("--only", choices=PARTS, action="append", help="repeatable; default: all")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measure what was asked for, and print a line for each figure."""
+    asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-push-") as work:
-        bench = Bench(Path(work), arguments.rounds)
-        for part in arguments.only or PARTS:
+        bench = Bench(Path(work), asked.rounds)
+        for part in asked.only or PARTS:
             PARTS[part](bench)
-
-
-if __name__ == "__main__":
-    command_line = argparse.ArgumentParser(description="Measure `skopeo-dir push`.")
-    add_arguments(command_line)
-    run(command_line.parse_args())
