@@ -18,7 +18,7 @@ class PushSummary:
         present: Those of them that were there before.
         failed: Images that are not.
         skipped: Images that were not to be pushed (Docker schema 1, if so asked).
-        left: Images that were not tried, since another had failed.
+        left: Images that were not tried, or not again, since another had failed.
         mounted: Blobs taken over from another repository of the destination instead of sent.
         bytes_sent: Of configs and layers that were uploaded for images that arrived.
         bytes_mounted: Of those that were mounted.

@@ -99,7 +99,7 @@ class Workers:
             for thread in threads:
                 thread.start()
             with self._changed:
-                while not self._schedule.done and self._ended is None:
+                while not self._over():
                     self._changed.wait(_SIGNAL_SECONDS)
         except Interrupted as error:
             self._end(error)
