@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,8 @@ def test_every_damage_to_every_file_is_named_and_nothing_else_is() -> None:
         os.chmod(work, 0o755)
         registry = Path(work, "tree", "registry")
         everything(registry)
+        # Its manifest misstates a size, so damage may make it right; tests/test_kinds.py has it.
+        shutil.rmtree(registry / V2 / "repositories/kinds/artifact/_manifests/tags/misstated")
         nested(StorageBuilder(registry), "kinds/nested")
         schema1(StorageBuilder(registry), "kinds/old", "v1")
         subprocess.run(["chown", "-R", "65534:65534", registry.parent], check=True)
