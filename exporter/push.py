@@ -142,7 +142,7 @@ class _Push:
                 self._tally.failed(image, error, whole)
 
         def attempt(number: int) -> SkopeoDirError | None:
-            return self._attempt(*steps[number], workers.settle)
+            return self._attempt(*steps[number], workers)
 
         workers = Workers(
             schedule, attempt, report, jobs=pace.jobs, retry=pace.retry, fail_fast=pace.fail_fast
@@ -150,7 +150,7 @@ class _Push:
         workers.run(stop=stop)
 
     def _attempt(
-        self, image: Image, copy: Copy, journey: Journey, settle: Callable[[int], None]
+        self, image: Image, copy: Copy, journey: Journey, workers: Workers
     ) -> SkopeoDirError | None:
         """Try one copy; return what went wrong with it."""
         started = time.monotonic()
@@ -159,7 +159,7 @@ class _Push:
             if self._is_there(image, copy, journey):
                 return None
             self._mount(image, copy, journey)
-            journey.pushed = self._copy(image, copy, journey, settle)
+            journey.pushed = self._copy(image, copy, journey, workers)
         except (DestinationError, SourceError) as error:
             return error
         finally:
@@ -228,9 +228,7 @@ class _Push:
         if failure is not None:
             raise failure
 
-    def _copy(
-        self, image: Image, copy: Copy, journey: Journey, settle: Callable[[int], None]
-    ) -> Digest:
+    def _copy(self, image: Image, copy: Copy, journey: Journey, workers: Workers) -> Digest:
         """Let skopeo send the rest; each blob is everyone's as soon as it has arrived."""
 
         def uploaded(digest: Digest) -> None:
@@ -238,12 +236,16 @@ class _Push:
             if blob is not None:
                 journey.sent.add(blob)
                 self._place(blob, image.repository)
-                settle(blob)
+                workers.settle(blob)
 
         def copied(part: Copy) -> Digest:
             with source_directory(image.directory, part) as directory:
                 return self._skopeo.copy(
-                    directory, image.reference_of(part), mode=part.mode, uploaded=uploaded
+                    directory,
+                    image.reference_of(part),
+                    mode=part.mode,
+                    uploaded=uploaded,
+                    throttled=workers.slow_down,
                 )
 
         try:

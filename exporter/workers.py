@@ -76,7 +76,7 @@ class Workers:
         self._retry = retry
         self._fail_fast = fail_fast
         self._closing = False
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock is reentrant
         self._limit = float(jobs)
         self._running = 0
         self._failures: dict[int, int] = {}
@@ -120,6 +120,11 @@ class Workers:
             self._schedule.settle(blob)
             self._changed.notify_all()
 
+    def slow_down(self) -> None:
+        """Let half as many images run at a time, at least one; any thread."""
+        with self._changed:
+            self._limit = max(self._limit / 2, 1.0)
+
     def _over(self) -> bool:
         return (
             self._schedule.done or self._ended is not None or (self._closing and self._running == 0)
@@ -160,7 +165,7 @@ class Workers:
                 self._schedule.succeed(image)
                 self._report(image, None, [])
             elif isinstance(error, TemporaryDestinationError) and self._may_retry(image):
-                self._limit = max(self._limit / 2, 1.0)
+                self.slow_down()
                 wait = self._retry.wait_seconds(self._failures[image], error)
                 self._schedule.suspend(image)
                 heappush(self._delayed, (time.monotonic() + wait, image))

@@ -1,6 +1,6 @@
 """Measures `skopeo-dir push` against its rivals, everything in turn in one run.
 
-    python -m scripts.bench_push [--rounds N] [--only WORD]...
+    scripts/bench.py push [--rounds N] [--only uploads|again|ratios]...
 
 Each row has a real docker-registry of its own, started on an empty directory; the delay proxy is
 ours (tests/fault_proxy.py: every request waits a round-trip time). Blob-info caches start empty.
@@ -9,6 +9,7 @@ Rows are ratios of wall times measured in turn, medians over the rounds; only co
 
 import argparse
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tests.builders import StorageBuilder
@@ -51,10 +53,10 @@ class Bench:
         source, out = self._work / name, self._work / f"{name}.out"
         if not out.exists():
             build(source)
-            _check(["export", str(source), str(out)], self._environment())
+            _check(["export", str(source), str(out)], self.environment())
         return source, out
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Return an environment whose blob-info cache is empty."""
         self._serial += 1
         home = self._work / f"cache-{self._serial}"
@@ -65,9 +67,11 @@ class Bench:
     def destination(self, *, memory: bool) -> Iterator[Registry]:
         """Serve an empty directory, on tmpfs or on the file system of the work directory."""
         where = _MEMORY if memory else self._work
-        with tempfile.TemporaryDirectory(dir=where, prefix="bench-push-") as root:
-            with serve(Path(root)) as registry:
-                yield registry
+        with (
+            tempfile.TemporaryDirectory(dir=where, prefix="bench-push-") as root,
+            serve(Path(root)) as registry,
+        ):
+            yield registry
 
     def seconds(
         self, way: Callable[[Path, str], list[str]], out: Path, *, delay_seconds: float | None
@@ -86,7 +90,7 @@ class Bench:
                 host = stack.enter_context(
                     fault_proxy(registry.host, delay_seconds=delay_seconds)
                 ).host
-            environment = self._environment()
+            environment = self.environment()
             os.sync()
             started = time.monotonic()
             result = subprocess.run(
@@ -99,26 +103,36 @@ class Bench:
                 )
             return seconds, len(_uploads(registry))
 
-    def ratio(
-        self, name: str, must: float, rival: "Way", ours: "Way", images: int, delay: float | None
-    ) -> None:
+    def ratio(self, row: "Row") -> None:
         """Print how many times longer the rival takes."""
-        _, out = self.export(images)
+        _, out = self.export(row.images)
         rows = []
         for _ in range(self._rounds):
-            theirs, sent = self.seconds(rival, out, delay_seconds=delay)
-            mine, own = self.seconds(ours, out, delay_seconds=delay)
+            theirs, sent = self.seconds(row.rival, out, delay_seconds=row.delay_seconds)
+            mine, own = self.seconds(row.ours, out, delay_seconds=row.delay_seconds)
             rows.append((theirs / mine, theirs, mine, sent, own))
         ratio, theirs, mine, sent, own = map(statistics.median, zip(*rows, strict=True))
         _row(
-            name,
+            row.name,
             f"{ratio:.2f}",
-            f"at least {must}",
+            f"at least {row.must}",
             f"{theirs:.1f} s, {sent:.0f} uploads / {mine:.1f} s, {own:.0f} uploads",
         )
 
 
 Way = Callable[[Path, str], list[str]]
+"""Gives the command that pushes an OUT to a host."""
+
+
+class Row(NamedTuple):
+    """One ratio: how many times longer the rival takes than we do."""
+
+    name: str
+    must: float
+    rival: Way
+    ours: Way
+    images: int
+    delay_seconds: float | None
 
 
 def ours(jobs: int) -> Way:
@@ -154,20 +168,20 @@ def uploads(bench: Bench) -> None:
     unique = _layers(source)
     name = "layer blobs uploaded / unique, -j 8, 200 images"
     with bench.destination(memory=True) as registry:
-        environment = bench._environment()
+        environment = bench.environment()
         _check(ours(8)(out, registry.host)[3:], environment)
         sent = [digest for digest in _uploads(registry) if digest in unique]
     _row(name, f"{len(sent) / len(unique):.3f}", "1.00", f"{len(sent)} / {len(unique)}")
 
     with bench.destination(memory=True) as registry:
         first = subprocess.Popen(
-            ours(8)(out, registry.host), env=bench._environment(), stderr=subprocess.DEVNULL
+            ours(8)(out, registry.host), env=bench.environment(), stderr=subprocess.DEVNULL
         )
         while len(_manifests(registry)) < 100:
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
         first.wait()
-        _check(ours(8)(out, registry.host)[3:], bench._environment())
+        _check(ours(8)(out, registry.host)[3:], bench.environment())
         sent = [digest for digest in _uploads(registry) if digest in unique]
     _row(
         "the same, killed half-way, resumed without the cache",
@@ -182,7 +196,7 @@ def again(bench: Bench) -> None:
     source, out = bench.many(5000)
     with serve(source) as registry:
         started = time.monotonic()
-        _check(ours(8)(out, registry.host)[3:], bench._environment())
+        _check(ours(8)(out, registry.host)[3:], bench.environment())
         seconds = time.monotonic() - started
         asked = registry.requests()
     other = [request for request in asked if request.method != "HEAD" and request.path != "/v2/"]
@@ -196,14 +210,14 @@ def again(bench: Bench) -> None:
 
 def ratios(bench: Bench) -> None:
     """Wall times."""
-    for name, must, rival, mine, images, delay in (
-        ("sync / ours -j 8, 60 images, 40 ms", 6, sync, ours(8), 60, 0.040),
-        ("sync / ours -j 8, 60 images, 10 ms", 3, sync, ours(8), 60, 0.010),
-        ("blind xargs -P 8 / ours -j 8, 60 images, 40 ms", 1.25, blind, ours(8), 60, 0.040),
-        ("sync / ours -j 8, 200 images, loopback, ext4", 1.5, sync, ours(8), 200, None),
-        ("sync / ours -j 1, 200 images, loopback, ext4", 1.0, sync, ours(1), 200, None),
+    for row in (
+        Row("sync / ours -j 8, 60 images, 40 ms", 6, sync, ours(8), 60, 0.040),
+        Row("sync / ours -j 8, 60 images, 10 ms", 3, sync, ours(8), 60, 0.010),
+        Row("blind xargs -P 8 / ours -j 8, 60 images, 40 ms", 1.25, blind, ours(8), 60, 0.040),
+        Row("sync / ours -j 8, 200 images, loopback, ext4", 1.5, sync, ours(8), 200, None),
+        Row("sync / ours -j 1, 200 images, loopback, ext4", 1.0, sync, ours(1), 200, None),
     ):
-        bench.ratio(name, must, rival, mine, images, delay)
+        bench.ratio(row)
 
 
 def _build(root: Path, images: int) -> None:
@@ -217,8 +231,6 @@ def _build(root: Path, images: int) -> None:
 
 
 def _noise(seed: str, size: int) -> bytes:
-    import random
-
     return random.Random(seed).randbytes(size)
 
 
@@ -250,21 +262,20 @@ def _check(arguments: Sequence[str], environment: dict[str, str]) -> None:
 
 
 def _row(name: str, figure: str, must: str, detail: str) -> None:
-    print(f"{name:<55} {figure:>14}   {must:<28} {detail}", flush=True)
+    busy = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{name:<53} {figure:>11}   {must:<26} {detail}; {busy}", flush=True)
 
 
-def main() -> None:
-    """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["uploads", "again", "ratios"], action="append")
-    arguments = parser.parse_args()
+PARTS = {"uploads": uploads, "again": again, "ratios": ratios}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure what was asked for, and print a line for each figure."""
+    parser = argparse.ArgumentParser("bench.py push", description="Measure `skopeo-dir push`.")
+    parser.add_argument("--rounds", type=int, default=3, help="of each ratio; medians are shown")
+    parser.add_argument("--only", choices=PARTS, action="append", help="repeatable; default: all")
+    asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-push-") as work:
-        bench = Bench(Path(work), arguments.rounds)
-        for part in (uploads, again, ratios):
-            if not arguments.only or part.__name__ in arguments.only:
-                part(bench)
-
-
-if __name__ == "__main__":
-    main()
+        bench = Bench(Path(work), asked.rounds)
+        for part in asked.only or PARTS:
+            PARTS[part](bench)

@@ -245,6 +245,45 @@ def test_a_push_whose_last_answer_was_lost_is_not_sent_again(
     assert len(puts) == 1
 
 
+def test_what_skopeo_waits_for_by_itself_slows_the_others_down(
+    tmp_path: Path, destination: Registry
+) -> None:
+    out = exported(tmp_path, 24, shared=0)
+    asked: list[str] = []
+    running, starts = 0, list[int]()  # how many ran, at each start of a copy
+    lock = threading.Lock()
+
+    def ask_too_much(method: str, path: str, count: int) -> Fault | None:
+        if kind_of(method, path) == "head-blob" and len(asked) < 8:
+            asked.append(path)
+            return Refuse(429, code="TOOMANYREQUESTS", retry_after="1")
+        return None
+
+    def wrap(real: Run) -> Run:
+        def copy(
+            command: Sequence[str], *, listen: Callable[[str], None] | None = None
+        ) -> Finished:
+            nonlocal running
+            if not command[-1].startswith("docker://"):
+                return real(command, listen=listen)  # the probe
+            with lock:
+                running += 1
+                starts.append(running)
+            try:
+                return real(command, listen=listen)
+            finally:
+                with lock:
+                    running -= 1
+
+        return copy
+
+    with fault_proxy(destination.host, rule=ask_too_much) as proxy:
+        _, ends, _ = pushed_here(out, proxy.host, wrap=wrap)
+    assert {end.tries for end in ends.values()} == {1}
+    assert starts[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert max(starts[8:11]) <= 4
+
+
 # --- every blob once
 
 

@@ -12,7 +12,7 @@ from exporter.cli import options
 from exporter.cli import push as push_command
 from exporter.cli import verify as verify_command
 from exporter.cli.console import human_size, listening, print_json
-from exporter.errors import UsageError
+from exporter.errors import EXIT_OK, UsageError
 from exporter.events import Event, Exported, Failed, Observer
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def migrate(
                 shipment = Shipment.of_storage(
                     storage, path, destination, found, schema1=Schema1(pushing.schema1)
                 )
-            return push_command.foretell(shipment, client, skopeo, pushing, json=json)
+            code = push_command.foretell(shipment, client, skopeo, pushing, json=json)
+            return exit_code(registry, failed=code != EXIT_OK)
         # What would stop the push is found before anything is built.
         skopeo = find_skopeo(engine, access_with_authfile, processes)
         client.ping()

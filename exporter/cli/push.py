@@ -15,7 +15,7 @@ from exporter.events import Observer
 if TYPE_CHECKING:
     from exporter.distribution import Client
     from exporter.outcome import PushSummary
-    from exporter.shipment import Forecast, Shipment
+    from exporter.shipment import Forecast, Image, Shipment
     from exporter.skopeo import Skopeo
 
 
@@ -105,21 +105,28 @@ def foretell(
     with listening(json=json) as observe:
         forecast = foresee(shipment, client=client, pace=Pace(jobs=pushing.jobs), observe=observe)
     if pushing.print_commands:
-        commands = [
-            skopeo.copy_command(image.directory, image.reference)
-            for image in shipment.images
-            if not image.present
-        ]
-        for command in commands:
-            if json:
-                print_json("command", {"arguments": command})
-            else:
-                sys.stdout.write(f"{shlex.join(command)}\n")
+        for image in shipment.images:
+            if not image.present:
+                _print_command(image, skopeo, json=json)
     if json:
         print_json("forecast", asdict(forecast))
     elif not pushing.print_commands:
         sys.stdout.write(f"{_forecast_sentence(forecast)}\n")
     return EXIT_SOME_FAILED if forecast.images_failing else EXIT_OK
+
+
+def _print_command(image: "Image", skopeo: "Skopeo", *, json: bool) -> None:
+    if len(image.copies) > 1:
+        print(  # noqa: T201
+            f"{image.name}: an index inside an index takes more than a command: leave it to push",
+            file=sys.stderr,
+        )
+        return
+    command = skopeo.copy_command(image.directory, image.reference, mode=image.copies[0].mode)
+    if json:
+        print_json("command", {"name": str(image.name), "arguments": command})
+    else:
+        sys.stdout.write(f"{shlex.join(command)}\n")
 
 
 def sentence(summary: "PushSummary", out: str) -> str:

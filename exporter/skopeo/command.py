@@ -13,7 +13,7 @@ from typing import Self
 
 from exporter.digest import Digest
 from exporter.errors import TemporaryDestinationError, UsageError
-from exporter.skopeo.messages import explain, uploaded_digest
+from exporter.skopeo.messages import explain, is_throttled, uploaded_digest
 from exporter.skopeo.processes import Run
 
 _REQUIRED = frozenset({"--preserve-digests", "--multi-arch", "--digestfile"})
@@ -206,6 +206,7 @@ class Skopeo:
         *,
         mode: Mode = Mode.ALL,
         uploaded: Callable[[Digest], None] | None = None,
+        throttled: Callable[[], None] | None = None,
     ) -> Digest:
         """Push one image directory and return the digest that was pushed.
 
@@ -219,6 +220,7 @@ class Skopeo:
             mode: See `copy_command`.
             uploaded: Is given every blob as soon as it is sent whole, also by a copy that fails
                 later; by this thread.
+            throttled: Is called when the destination has asked skopeo to slow down; by this thread.
 
         Raises:
             TemporaryDestinationError: Another try may help. An error that we do not know counts
@@ -237,6 +239,8 @@ class Skopeo:
         def listen(line: str) -> None:
             if uploaded is not None and (digest := uploaded_digest(line)) is not None:
                 uploaded(digest)
+            if throttled is not None and is_throttled(line):
+                throttled()
 
         finished = self.run(command, listen=listen)
         if finished.returncode < 0:

@@ -56,6 +56,16 @@ def uploaded_digest(line: str) -> Digest | None:
     return Digest.parse(found[1]) if found is not None else None
 
 
+def is_throttled(line: str) -> bool:
+    """Tell if a line of the debug log says that skopeo waits because it asked too much (429).
+
+    It does so by itself, up to five times with growing waits, and may succeed after all.
+
+    Spec: containers/image, docker/docker_client.go, makeRequestToResolvedURL.
+    """
+    return "Too many requests to " in line and ": sleeping for " in line
+
+
 _UPLOADED = re.compile(r"Upload of layer (sha256:[0-9a-f]{64}) complete")
 _EXPORT_AGAIN = "check the source and export the image again"
 _TEMPORARY_STATUSES = frozenset({408, 425, 429})
