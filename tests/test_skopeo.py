@@ -608,6 +608,13 @@ TEXTS: list[tuple[str, type[SkopeoDirError]]] = [
     (f"writing blob: {UPLOAD}StatusCode: 429, <html>\n<head></head>\n</html>", TEMPORARY),
     (f"writing blob: {UPLOAD}name unknown", PERMANENT),
     ("writing manifest: uploading manifest t to h:1/a/b: manifest invalid", PERMANENT),
+    (
+        (
+            "writing manifest list: uploading manifest t to h:1/a/b: errors:\ndigest invalid\n"
+            "manifest blob unknown: blob unknown to registry"
+        ),
+        TEMPORARY,
+    ),
     (f'{PING}Get "https://h:1/v2/": dial tcp: lookup h on 10.0.0.1:53: no such host', TEMPORARY),
     (f'{PING}Get "https://h:1/v2/": net/http: TLS handshake timeout', TEMPORARY),
     (f'{PING}Get "https://h:1/v2/": dial tcp 10.0.0.1:443: i/o timeout', TEMPORARY),

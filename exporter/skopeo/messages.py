@@ -122,6 +122,9 @@ _RULES: tuple[tuple[re.Pattern[str], type[SkopeoDirError], str], ...] = tuple(
             "pass --dest-cert-dir with the directory that holds its CA certificate",
         ),
         (r"\btls: |unsupported protocol scheme", PermanentDestinationError, ""),
+        # Skopeo has seen every blob and pushed every child before: distribution 2.x empties a link
+        # file before it writes it, so who asks while another push writes the same finds nothing.
+        (r"blob unknown to registry", TemporaryDestinationError, ""),
         (r"toomanyrequests|too many requests|\bunavailable: ", TemporaryDestinationError, ""),
         # A request that got no answer: Go names its method and URL.
         (r'\b(?:get|head|post|put|patch) "?https?://', TemporaryDestinationError, ""),
