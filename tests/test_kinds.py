@@ -6,6 +6,7 @@ it cannot, the test pins down what we do instead. Spec: docs/FORMATS.md.
 
 import gzip
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -437,3 +438,14 @@ def test_after_the_registrys_own_garbage_collection_check_says_which_platforms_a
         ["linux/amd64"],
         ["linux/arm64", "linux/s390x"],
     )
+
+
+def test_a_manifest_without_a_revision_is_exported_all_the_same(tmp_path: Path) -> None:
+    """Distribution 2.1.0 linked manifests into `_layers`; we read the blob store alone."""
+    builder = StorageBuilder(tmp_path / "source")
+    builder.image("app", "v1", [layer("a")], kind="oci")
+    shutil.rmtree(builder.v2 / "repositories/app/_manifests/revisions")
+
+    code, rows, _ = run("export", tmp_path / "source", tmp_path / "out", "--json", home=tmp_path)
+
+    assert (code, [row["message_type"] for row in rows]) == (0, ["started", "exported", "summary"])
