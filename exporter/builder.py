@@ -69,6 +69,7 @@ class Builder:
         self._parents: set[str] = set()
         self._serial = itertools.count()
         self.blob = lru_cache(_REMEMBERED)(storage.blob)  # each file is looked at once
+        self.hash = lru_cache(_REMEMBERED)(storage.hash)
         self.canonical = storage.canonical
         self._closure = lru_cache(1)(lambda root: resolve(root, storage.manifest))
 

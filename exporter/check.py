@@ -1,20 +1,24 @@
 """Say of every tag whether it can be migrated, and if not, exactly why."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from os import cpu_count
+from typing import TypeVar
 
 from exporter import dirlayout
 from exporter.digest import Digest
 from exporter.events import Checked, Hashed, Observer, Started, silent
-from exporter.plan import Selection, blob_problems, candidates, resolve, select
-from exporter.reference import ImageName
-from exporter.storage import Storage, TaggedImage, layout
+from exporter.plan import Closure, Selection, blob_problems, candidates, resolve, select
+from exporter.reference import ImageName, RepositoryName
+from exporter.storage import BlobFile, Storage, TaggedImage, layout
 from exporter.verdict import Problem, ProblemError, Verdict
+
+T = TypeVar("T")
+R = TypeVar("R")
+_AHEAD = 64  # blobs that wait for a thread, so that one large layer holds up nobody
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,12 +123,43 @@ class _Look:
 
 
 class _Reader:
-    """Looks at each manifest once, however many tags share it, and hashes each blob once."""
+    """Looks at each manifest and blob once, however many tags share it, and hashes a blob once."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._looks: dict[Digest, _Look] = {}
+        self._blobs: dict[Digest, tuple[Digest, BlobFile | Problem]] = {}
+        self._hashes: dict[Digest, Digest] = {}
         self._wrong: dict[Digest, Problem] = {}
+
+    def canonical(self, digest: Digest, repository: RepositoryName) -> Digest:
+        """See `Storage.canonical`."""
+        return self._storage.canonical(digest, repository)
+
+    def blob(self, digest: Digest) -> BlobFile:
+        """See `Storage.blob`; a file that this user cannot read is as good as missing."""
+        seen = self._blobs.get(digest)
+        if seen is None:
+            seen = self._blobs[digest] = digest, self._look_at(digest)
+        if isinstance(seen[1], Problem):
+            raise ProblemError(seen[1].verdict, seen[1].path, seen[1].message)
+        return seen[1]
+
+    def hash(self, digest: Digest) -> Digest:
+        """See `Storage.hash`."""
+        if digest not in self._hashes:
+            self._hashes[digest] = self._storage.hash(digest)
+        return self._hashes[digest]
+
+    def _look_at(self, digest: Digest) -> BlobFile | Problem:
+        try:
+            found = self._storage.blob(digest)
+        except ProblemError as error:
+            return error.problem
+        if self._storage.is_readable(digest):
+            return found
+        message = f"the blob {digest} cannot be read by this user"
+        return Problem(Verdict.MISSING_BLOB, layout.blob(digest), message)
 
     def look(self, image: TaggedImage) -> None:
         """Look at everything that an image consists of, without reading its blobs."""
@@ -132,32 +167,25 @@ class _Reader:
             return
         repository = image.name.repository
         closure = resolve(image.digest, self._storage.manifest)
-        problems = [*closure.problems, *blob_problems(closure, self._storage, repository)]
-        stored = tuple(self._storage.canonical(blob, repository) for blob in closure.blobs)
-        broken = {each.path for each in problems}
-        for digest in stored:
-            path = layout.blob(digest)
-            if path not in broken and not self._storage.is_readable(digest):
-                message = f"the blob {digest} cannot be read by this user"
-                problems.append(Problem(Verdict.MISSING_BLOB, path, message))
-        self._looks[image.digest] = _Look(tuple(problems), stored)
+        problems = (*closure.problems, *blob_problems(closure, self, repository))
+        stored = (self.canonical(blob, repository) for blob in closure.blobs)
+        # The very strings of `_blobs`, not equal ones: they are most of what is remembered.
+        self._looks[image.digest] = _Look(problems, tuple(self._blobs[blob][0] for blob in stored))
 
     def hash_all(self, observe: Observer) -> int:
         """Read every blob that was seen once, several at a time; return how many there were."""
-        broken = {problem.path for look in self._looks.values() for problem in look.problems}
-        blobs = {digest for look in self._looks.values() for digest in look.stored}
-        whole = sorted(digest for digest in blobs if layout.blob(digest) not in broken)
-        observe(Started(verb="hash", images=len(whole)))
+        blobs = [name for name, found in self._blobs.values() if not isinstance(found, Problem)]
+        observe(Started(verb="hash", images=len(blobs)))
         with ThreadPoolExecutor(cpu_count()) as pool:
             try:
-                for digest, problem in zip(whole, pool.map(self._hash, whole), strict=True):
+                for digest, problem in _map(pool, self._hash, blobs):
                     if problem is not None:
                         self._wrong[digest] = problem
                     observe(Hashed(digest=digest, right=problem is None))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return len(whole)
+        return len(blobs)
 
     def _hash(self, digest: Digest) -> Problem | None:
         try:
@@ -180,27 +208,61 @@ class _Reader:
                 message = "the tag has moved, or was deleted, since the scan began"
                 problems = [Problem(Verdict.CHANGED_DURING_SCAN, "", message)]
             else:
-                for platform, is_whole in self._platforms(image):
+                for platform, is_whole in self._platforms(image, problems):
                     (whole if is_whole else broken).append(platform)
         return _checked(str(image.name), image.digest, problems, tuple(whole), tuple(broken))
 
     def _damage(self, blobs: Iterable[Digest]) -> Iterator[Problem]:
         return (self._wrong[digest] for digest in blobs if digest in self._wrong)
 
-    def _platforms(self, image: TaggedImage) -> Iterator[tuple[str, bool]]:
+    def _platforms(
+        self, image: TaggedImage, problems: Iterable[Problem]
+    ) -> Iterator[tuple[str, bool]]:
         """Yield the children of a broken index, by platform or digest, and if each is whole."""
-        repository = image.name.repository
-        with suppress(ProblemError):
-            for child in self._storage.manifest(image.digest).children:
-                closure = resolve(child.digest, self._storage.manifest)
-                stored = [self._storage.canonical(blob, repository) for blob in closure.blobs]
-                problems = chain(
-                    closure.problems,
-                    blob_problems(closure, self._storage, repository),
-                    self._damage(stored),
-                )
-                whole = all(each.verdict.migrates for each in problems)
-                yield child.platform or child.digest, whole
+        closure = resolve(image.digest, self._storage.manifest)
+        if image.digest not in closure.manifests:
+            return
+        files = {each.path for each in problems if not each.verdict.migrates}
+        broken = _broken(closure, files, self._storage, image.name.repository)
+        children = closure.manifests[image.digest].children
+        for child in dict.fromkeys(children):
+            yield child.platform or child.digest, child.digest not in broken
+
+
+def _broken(
+    closure: Closure, files: set[str], storage: Storage, repository: RepositoryName
+) -> set[Digest]:
+    """Return the manifests that need one of the files, themselves or by what they list."""
+    parents: dict[Digest, set[Digest]] = {}
+    broken: set[Digest] = set()
+    for digest, manifest in closure.manifests.items():
+        needs = (digest, *(storage.canonical(b.digest, repository) for b in manifest.blobs()))
+        if any(layout.blob(need) in files for need in needs):
+            broken.add(digest)
+        for child in manifest.children:
+            parents.setdefault(child.digest, set()).add(digest)
+            if layout.blob(child.digest) in files:
+                broken.add(child.digest)
+    pending = [*broken]
+    while pending:
+        new = parents.get(pending.pop(), set()) - broken
+        broken |= new
+        pending += new
+    return broken
+
+
+def _map(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]
+) -> Iterator[tuple[T, R]]:
+    """Yield each item and its result, in order. `pool.map` would queue a whole registry at once."""
+    running: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        running.append((item, pool.submit(function, item)))
+        if len(running) > _AHEAD:
+            done, result = running.popleft()
+            yield done, result.result()
+    for done, result in running:
+        yield done, result.result()
 
 
 def _name_problems(name: ImageName) -> Iterator[Problem]:

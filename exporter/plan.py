@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -9,7 +10,7 @@ from exporter.digest import Digest
 from exporter.errors import UsageError
 from exporter.manifest import DOCKER_SCHEMA1, Descriptor, Manifest
 from exporter.reference import ImageName, RepositoryName, parse_repository_name
-from exporter.storage import BlobFile, Storage, TaggedImage, UnreadableTag, layout
+from exporter.storage import BlobFile, Storage, TaggedImage, UnreadableTag, layout, printable
 from exporter.verdict import Problem, ProblemError, Verdict
 
 T = TypeVar("T")
@@ -77,19 +78,20 @@ def _of_child(problem: Problem, digest: Digest, platform: str, root: Digest) -> 
 
 
 def _remarks(digest: Digest, manifest: Manifest, *, is_root: bool) -> Iterator[Problem]:
+    path = layout.blob(digest)
     if manifest.media_type == DOCKER_SCHEMA1:
         message = f"{digest} is Docker schema 1, which has to be converted"
-        yield Problem(Verdict.SCHEMA1, "", message)
+        yield Problem(Verdict.SCHEMA1, path, message)
     if manifest.is_index and not is_root:
-        yield Problem(Verdict.NESTED_INDEX, "", f"{digest} is an index inside an index")
+        yield Problem(Verdict.NESTED_INDEX, path, f"{digest} is an index inside an index")
     for layer in manifest.layers:
         if layer.urls:
             message = f"the layer {layer.digest} is not moved, since it has urls to get it from"
-            yield Problem(Verdict.FOREIGN_LAYER, "", message)
+            yield Problem(Verdict.FOREIGN_LAYER, path, message)
     for blob in manifest.blobs():
         if blob.digest.algorithm != "sha256":
             message = f"skopeo cannot push {blob.digest[:32]}…"
-            yield Problem(Verdict.UNSUPPORTED_DIGEST, "", message)
+            yield Problem(Verdict.UNSUPPORTED_DIGEST, path, message)
 
 
 class Blobs(Protocol):
@@ -101,24 +103,45 @@ class Blobs(Protocol):
     def blob(self, digest: Digest) -> BlobFile:
         """Return the file of a blob. Raises: ProblemError."""
 
+    def hash(self, digest: Digest) -> Digest:
+        """Return the digest that a blob's content really has. Raises: ProblemError."""
+
 
 def blob_problems(closure: Closure, blobs: Blobs, repository: RepositoryName) -> Iterator[Problem]:
     """Yield what is wrong with the configs and layers of an image, by their sizes.
 
-    A size that the manifest states wrongly is as bad as a damaged file: registries do not mind,
-    but skopeo can neither read nor send such a blob.
+    Only a blob whose size is not the one that its manifest states is read: it may be whole all
+    the same, because no registry compares the two.
     """
     for digest, expected in closure.blobs.items():
         stored = blobs.canonical(digest, repository)
         try:
             size = blobs.blob(stored).size
+            if expected.size not in {None, size}:
+                whole = blobs.hash(stored) == stored
+                yield _wrong_size(closure, digest, stored, size, whole=whole)
         except ProblemError as error:
             yield error.problem
-            continue
-        if expected.size in {None, size}:
-            continue
-        message = f"the blob {stored} has {size} bytes instead of {expected.size}"
-        yield Problem(Verdict.WRONG_SIZE, layout.blob(stored), message)
+
+
+def _wrong_size(
+    closure: Closure, digest: Digest, stored: Digest, size: int, *, whole: bool
+) -> Problem:
+    """Return the verdict on a blob whose size is not what the manifest states.
+
+    Spec: containers/image, docker/docker_image_dest.go: skopeo sends a layer without looking at
+    its stated size, but a config with it as Content-Length.
+    """
+    path = layout.blob(stored)
+    expected = closure.blobs[digest].size
+    if not whole:
+        message = f"the blob {stored} is damaged: it has {size} bytes instead of {expected}"
+        return Problem(Verdict.WRONG_SIZE, path, message)
+    message = f"the blob {stored} is whole, but has {size} bytes where its manifest says {expected}"
+    configs = {m.config.digest for m in closure.manifests.values() if m.config is not None}
+    return Problem(
+        Verdict.WRONG_SIZE if digest in configs else Verdict.MISSTATED_SIZE, path, message
+    )
 
 
 class Selection:
@@ -206,23 +229,47 @@ def candidates(
         raise storage.without_tags()
 
 
-def _untagged(storage: Storage, tagged: dict[RepositoryName, set[Digest]]) -> Iterator[TaggedImage]:
+def _untagged(
+    storage: Storage, tagged: dict[RepositoryName, set[Digest]]
+) -> Iterator[TaggedImage | UnreadableTag]:
     """Yield manifests that neither a tag nor another manifest of their repository reaches."""
     for text in storage.repositories():
-        try:
-            repository = parse_repository_name(str(text))
-        except ValueError:
+        if isinstance(text, UnreadableTag):
             continue  # `tags` has said so already
-        roots = tagged.get(repository, set())
-        rest = [digest for digest in storage.revisions(repository) if digest not in roots]
-        if not rest:
+        try:
+            repository = parse_repository_name(text)
+        except ValueError as error:
+            path = printable(layout.revisions(text))
+            problem = Problem(Verdict.INVALID_NAME, path, f"its manifests have no name: {error}")
+            yield UnreadableTag(printable(text), problem)
             continue
-        reached = set(roots)
-        for digest in [*roots, *rest]:
-            reached.update(resolve(digest, storage.manifest).children())
-        for digest in rest:
+        revisions: list[Digest] = []
+        for revision in storage.revisions(repository):
+            if isinstance(revision, UnreadableTag):
+                yield revision
+            else:
+                revisions.append(revision)
+        roots = tagged.get(repository, set())
+        reached = roots | _listed(storage, {*roots, *revisions})
+        for digest in revisions:
             if digest not in reached:
                 yield TaggedImage(ImageName(repository, digest), digest)
+
+
+def _listed(storage: Storage, roots: set[Digest]) -> set[Digest]:
+    """Return every manifest below any of `roots`; each is read once, however often it is listed."""
+    found: set[Digest] = set()
+    read: set[Digest] = set()
+    pending = [*roots]
+    while pending:
+        digest = pending.pop()
+        if digest not in read:
+            read.add(digest)
+            with suppress(ProblemError):  # whoever takes it will say what is wrong
+                children = {child.digest for child in storage.manifest(digest).children}
+                found |= children
+                pending += children
+    return found
 
 
 def select(

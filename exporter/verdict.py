@@ -16,6 +16,7 @@ class Verdict(StrEnum):
     SCHEMA1 = "schema1"
     NESTED_INDEX = "nested-index"
     FOREIGN_LAYER = "foreign-layer"
+    MISSTATED_SIZE = "misstated-size"
 
     UNSUPPORTED_DIGEST = "unsupported-digest"
 
@@ -46,13 +47,23 @@ class Verdict(StrEnum):
         return _REMEDIES[self]
 
 
-_MIGRATES = frozenset({Verdict.OK, Verdict.SCHEMA1, Verdict.NESTED_INDEX, Verdict.FOREIGN_LAYER})
+_MIGRATES = frozenset(
+    {
+        Verdict.OK,
+        Verdict.SCHEMA1,
+        Verdict.NESTED_INDEX,
+        Verdict.FOREIGN_LAYER,
+        Verdict.MISSTATED_SIZE,
+    }
+)
 _RESTORE = "restore the file from a backup, or push the image again and delete the tag here"
 _REMEDIES = {
     Verdict.OK: "",
     Verdict.SCHEMA1: "push converts it to schema 2, under a new digest (--schema1)",
     Verdict.NESTED_INDEX: "push sends the inner indexes first; nothing is to be done",
-    Verdict.FOREIGN_LAYER: "the layer stays where its urls point; nothing is to be done",
+    Verdict.FOREIGN_LAYER: "it stays where its urls point; Harbor takes that, docker-registry "
+    "if its setting validation.manifests.urls.allow does",
+    Verdict.MISSTATED_SIZE: "it arrives as it is; some clients refuse to pull it: build it again",
     Verdict.UNSUPPORTED_DIGEST: "skopeo cannot push sha512 blobs: build the image again",
     Verdict.MISSING_BLOB: _RESTORE,
     Verdict.MISSING_MANIFEST: "restore the file from a backup, or delete the tag",

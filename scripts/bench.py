@@ -1,27 +1,27 @@
 #!/usr/bin/env python3
-"""Measures us against rivals, as ratios within one run: `scripts/bench.py NAME [ARGUMENTS]`.
+"""Benchmarks, each against its rivals in one run: `scripts/bench.py export|push|tar`.
 
-`scripts/bench.py export` and so on: NAME stands for the module scripts/bench_NAME.py, which has a
-`main(arguments)` and says in its docstring what it measures. Run it by the Python of `.venv`.
+Run them from the repository's root, with .venv/bin/python, on a quiet machine.
 """
 
-import importlib
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from scripts import bench_export, bench_push, bench_tar
+
+BENCHES = {"export": bench_export.main, "push": bench_push.main, "tar": bench_tar.main}
 
 
-def main() -> None:
-    """Run one of the benches."""
-    names = sorted(
-        path.stem.removeprefix("bench_") for path in (ROOT / "scripts").glob("bench_*.py")
-    )
-    if len(sys.argv) < 2 or sys.argv[1] not in names:
-        sys.exit(f"usage: scripts/bench.py {'|'.join(names)} [ARGUMENTS]")
-    sys.path.insert(0, str(ROOT))
-    importlib.import_module(f"scripts.bench_{sys.argv[1]}").main(sys.argv[2:])
+def main() -> int:
+    """Run the benchmark that the first argument names."""
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:
+        sys.stderr.write(f"usage: scripts/bench.py {'|'.join(BENCHES)} [ARGUMENTS]\n")
+        return 2
+    BENCHES[sys.argv[1]](sys.argv[2:])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

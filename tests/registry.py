@@ -74,6 +74,7 @@ def serve(
     htpasswd: tuple[str, str] | None = None,
     tls: bool = False,
     delete: bool = True,
+    urls: bool = False,
 ) -> Iterator[Registry]:
     """Serve the storage below `root` until the context ends.
 
@@ -85,6 +86,7 @@ def serve(
         htpasswd: User and password of the only account; anyone may do anything if None.
         tls: Serve HTTPS with a certificate made for this run, otherwise plain HTTP.
         delete: Whether DELETE is allowed.
+        urls: Whether manifests may have foreign layers, as in Harbor; refused by default (500).
 
     Raises:
         RuntimeError: It did not start; the message has its log.
@@ -108,6 +110,8 @@ def serve(
             "http": http,
             "compatibility": {"schema1": {"enabled": True}},
         }
+        if urls:
+            config["validation"] = {"manifests": {"urls": {"allow": ["^https://"]}}}
         if htpasswd is not None:
             accounts = state / "htpasswd"
             accounts.write_text(f"{htpasswd[0]}:{_bcrypt(htpasswd[1])}\n")

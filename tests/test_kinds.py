@@ -6,9 +6,10 @@ it cannot, the test pins down what we do instead. Spec: docs/FORMATS.md.
 
 import gzip
 import hashlib
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import orjson
@@ -18,14 +19,24 @@ from exporter.digest import Digest
 from tests.builders import (
     CONFIG_TYPES,
     LAYER_TYPES,
+    Kind,
     StorageBuilder,
     descriptor,
     image_config,
+    image_manifest,
 )
 from tests.registry import Registry, collect_garbage, serve, skopeo, skopeo_environment
 
 PLAIN = "--dest-tls-verify=false"
 EMPTY = b"{}"
+FOREIGN: Mapping[Kind, str] = {
+    "docker": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    "oci": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+}
+UNCOMPRESSED: Mapping[Kind, str] = {
+    "docker": "application/vnd.docker.image.rootfs.diff.tar",
+    "oci": "application/vnd.oci.image.layer.v1.tar",
+}
 
 
 def layer(text: str) -> bytes:
@@ -80,7 +91,24 @@ def everything(root: Path) -> None:
     builder.index("kinds/index", "untyped", children, kind="oci", extra={"mediaType": None})
     builder.index("kinds/index", "child-twice", [children[0]] * 2, kind="oci")
     builder.index("kinds/index", "empty", [], kind="oci")
+    attestation = builder.image("kinds/index", None, [b"in-toto"], kind="oci")
+    builder.index(
+        "kinds/index", "attested", [children[0], attestation], kind="oci",
+        architectures=("amd64", "unknown"),
+    )  # fmt: skip
+    for kind, media_type in UNCOMPRESSED.items():
+        plain = {"layers": [descriptor(b"tar", media_type)]}
+        builder.image(f"kinds/{kind}", "uncompressed", [b"tar"], kind=kind, extra=plain)
     artifact(builder, "kinds/artifact", "opa")
+    helm = b'{"name":"chart","version":"1.0.0"}'
+    builder.layer("kinds/artifact", helm)
+    artifact(
+        builder, "kinds/artifact", "helm",
+        config=descriptor(helm, "application/vnd.cncf.helm.config.v1+json"),
+    )  # fmt: skip
+    bundle = builder.image("kinds/cnab", None, [layer("invocation image")], kind="oci")
+    builder.index("kinds/cnab", "v1", [bundle], kind="oci", extra={
+        "annotations": {"io.cnab.runtime_version": "v1.0.0"}})  # fmt: skip
     artifact(
         builder, "kinds/artifact", "subject",
         subject=descriptor(b"not there", "application/vnd.oci.image.manifest.v1+json"),
@@ -92,6 +120,11 @@ def everything(root: Path) -> None:
     )  # fmt: skip
     artifact(builder, "kinds/artifact", f"sha256-{'1' * 64}.sig")
     artifact(builder, "kinds/artifact", f"sha256-{'1' * 64}.att")
+    artifact(builder, "kinds/artifact", f"sha256-{'1' * 64}.sbom")
+    artifact(
+        builder, "kinds/artifact", "misstated",
+        layers=[descriptor(b"policy", "application/vnd.example") | {"size": 7}],
+    )  # fmt: skip
     builder.index("kinds/artifact", f"sha256-{'1' * 64}", [], kind="oci")
     inline = descriptor(EMPTY, "application/vnd.oci.empty.v1+json", data="e30=")
     artifact(builder, "kinds/artifact", "inline-data", config=inline)
@@ -139,7 +172,7 @@ def test_all_that_skopeo_can_copy_is_exported_as_skopeo_writes_it(
     code, _, error = run("export", kinds, out, "--json", home=tmp_path)
     assert code == 0, error
     names = [str(path.parent.relative_to(out)) for path in out.glob("**/manifest.json")]
-    assert len(names) == 20
+    assert len(names) == 27
 
     for name in names:
         oracle = tmp_path / "oracle" / name
@@ -154,16 +187,29 @@ def test_all_that_skopeo_can_copy_is_exported_as_skopeo_writes_it(
         assert (name, done.returncode, done.stdout) == (name, 0, "")
 
 
-def test_check_says_ok_of_all_of_them_but_for_the_remark_on_the_foreign_layer(
-    kinds: Path, tmp_path: Path
-) -> None:
+def test_check_says_ok_of_all_of_them_but_for_its_remarks(kinds: Path, tmp_path: Path) -> None:
     code, rows, _ = run("check", kinds, "--digests", "--json", home=tmp_path)
     remarks = {
         row["name"]: row["verdict"]
         for row in rows
         if row["message_type"] == "checked" and row["verdict"] != "ok"
     }
-    assert (code, remarks) == (0, {"kinds/foreign:v1": "foreign-layer"})
+    assert (code, remarks) == (
+        0,
+        {"kinds/artifact:misstated": "misstated-size", "kinds/foreign:v1": "foreign-layer"},
+    )
+
+
+def test_all_of_them_arrive_under_their_digests(
+    kinds: Path, destination: Registry, tmp_path: Path
+) -> None:
+    code, rows, error = run(
+        "migrate", kinds, destination.host, PLAIN, "--out", tmp_path / "out", "--json",
+        home=tmp_path,
+    )  # fmt: skip
+    failed = [(row["name"], row["error"]) for row in rows if row["message_type"] == "failed"]
+    verified = [row for row in rows if row["message_type"] == "verified"]
+    assert (code, failed, len(verified)) == (0, [], 27), error
 
 
 def test_a_foreign_layer_that_storage_lacks_is_left_to_its_urls(tmp_path: Path) -> None:
@@ -178,7 +224,29 @@ def test_a_foreign_layer_that_storage_lacks_is_left_to_its_urls(tmp_path: Path) 
     assert (code, len(names), foreign in names) == (0, 4, False)
 
 
-def test_a_manifest_that_states_a_wrong_size_gets_a_verdict(tmp_path: Path) -> None:
+def test_foreign_layers_arrive_as_their_urls_where_the_registry_allows_them(tmp_path: Path) -> None:
+    """Harbor does; docker-registry must be told to (validation.manifests.urls.allow)."""
+    builder = StorageBuilder(tmp_path / "source")
+    config = image_config([layer("a")])
+    builder.layer("windows", config)
+    builder.layer("windows", layer("a"))
+    for kind, media_type in FOREIGN.items():
+        foreign = descriptor(b"elsewhere", media_type, urls=["https://example.org/layer"])
+        layers = [foreign, descriptor(layer("a"), LAYER_TYPES[kind])]
+        raw = image_manifest(config, [], kind=kind, extra={"layers": layers})
+        builder.manifest("windows", kind, raw)
+
+    with serve(tmp_path / "destination", urls=True) as destination:
+        code, rows, error = run(
+            "migrate", tmp_path / "source", destination.host, PLAIN, "--out", tmp_path / "out",
+            "--json", home=tmp_path,
+        )  # fmt: skip
+
+    names = [row["name"] for row in rows if row["message_type"] == "verified"]
+    assert (code, names) == (0, ["windows:docker", "windows:oci"]), error
+
+
+def test_a_manifest_that_misstates_the_size_of_its_config_gets_a_verdict(tmp_path: Path) -> None:
     """Registries take it, but skopeo neither copies it from a registry nor sends it to one."""
     wrong_size = descriptor(EMPTY, "application/vnd.oci.empty.v1+json") | {"size": 7}
     artifact(StorageBuilder(tmp_path / "source"), "app", "v1", config=wrong_size)
@@ -344,7 +412,10 @@ def test_a_tag_whose_directory_name_would_be_too_long_gets_a_verdict(tmp_path: P
     assert (code, verdicts) == (1, ["invalid-name", "ok"])
     code, rows, _ = run("export", tmp_path / "source", tmp_path / "out", "--json", home=tmp_path)
     kinds = [row["message_type"] for row in rows]
-    assert (code, kinds) == (1, ["started", "failed", "exported", "summary"])
+    assert (code, kinds) == (
+        1,
+        ["started", "linking", "failed", "exported", "summary"],
+    )
 
 
 def test_after_the_registrys_own_garbage_collection_check_says_which_platforms_are_gone(
@@ -369,4 +440,18 @@ def test_after_the_registrys_own_garbage_collection_check_says_which_platforms_a
         "missing-blob",
         ["linux/amd64"],
         ["linux/arm64", "linux/s390x"],
+    )
+
+
+def test_a_manifest_without_a_revision_is_exported_all_the_same(tmp_path: Path) -> None:
+    """Distribution 2.1.0 linked manifests into `_layers`; we read the blob store alone."""
+    builder = StorageBuilder(tmp_path / "source")
+    builder.image("app", "v1", [layer("a")], kind="oci")
+    shutil.rmtree(builder.v2 / "repositories/app/_manifests/revisions")
+
+    code, rows, _ = run("export", tmp_path / "source", tmp_path / "out", "--json", home=tmp_path)
+
+    assert (code, [row["message_type"] for row in rows]) == (
+        0,
+        ["started", "linking", "exported", "summary"],
     )

@@ -30,10 +30,12 @@ from exporter.errors import (
 from exporter.skopeo import (
     MAX_OUTPUT,
     MAX_SENTENCE,
+    ChildrenFirst,
     Finished,
     Mode,
     Options,
     Processes,
+    Run,
     Skopeo,
     explain,
 )
@@ -606,6 +608,13 @@ TEXTS: list[tuple[str, type[SkopeoDirError]]] = [
     (f"writing blob: {UPLOAD}StatusCode: 429, <html>\n<head></head>\n</html>", TEMPORARY),
     (f"writing blob: {UPLOAD}name unknown", PERMANENT),
     ("writing manifest: uploading manifest t to h:1/a/b: manifest invalid", PERMANENT),
+    (
+        (
+            "writing manifest list: uploading manifest t to h:1/a/b: errors:\ndigest invalid\n"
+            "manifest blob unknown: blob unknown to registry"
+        ),
+        TEMPORARY,
+    ),
     (f'{PING}Get "https://h:1/v2/": dial tcp: lookup h on 10.0.0.1:53: no such host', TEMPORARY),
     (f'{PING}Get "https://h:1/v2/": net/http: TLS handshake timeout', TEMPORARY),
     (f'{PING}Get "https://h:1/v2/": dial tcp 10.0.0.1:443: i/o timeout', TEMPORARY),
@@ -657,7 +666,7 @@ TEXTS: list[tuple[str, type[SkopeoDirError]]] = [
             'Manifest list must be converted to type "application/vnd.oci.image.index.v1+json" to'
             ' be written to destination, but we cannot modify it: "Instructed to preserve digests"'
         ),
-        SourceError,
+        ChildrenFirst,
     ),
     (
         (
@@ -707,11 +716,14 @@ def test_a_long_text_keeps_where_and_why() -> None:
 # --- what a runner may return
 
 
-def runner(finished: Finished) -> Callable[[Sequence[str]], Finished]:
-    return lambda command: finished
+def runner(finished: Finished) -> Run:
+    def run(command: Sequence[str], *, listen: Callable[[str], None] | None = None) -> Finished:
+        return finished
+
+    return run
 
 
-def with_runner(run: Callable[[Sequence[str]], Finished]) -> Skopeo:
+def with_runner(run: Run) -> Skopeo:
     return Skopeo(
         executable="skopeo",
         version="0",

@@ -354,3 +354,74 @@ def attempt_once(attempt: Callable[[int], None]) -> Attempt:
             attempt(image)
 
     return run
+
+
+# --- while images run
+
+
+def test_after_a_failure_nothing_more_is_started_if_so_asked() -> None:
+    started: list[int] = []
+
+    def attempt(image: int) -> SkopeoDirError | None:
+        started.append(image)
+        return PERMANENT if image == 2 else None
+
+    ended: list[int] = []
+    Workers(
+        Schedule([Job(blobs=())] * 9, []),
+        attempt,
+        lambda image, _error, _lost: ended.append(image),
+        jobs=1,
+        retry=AT_ONCE,
+        fail_fast=True,
+    ).run(stop=lambda _number: None)
+    assert started == ended == [0, 1, 2]
+
+
+def test_a_settled_blob_lets_others_start_while_its_image_still_runs() -> None:
+    second_ran = threading.Event()
+
+    def attempt(image: int) -> SkopeoDirError | None:
+        if image == 0:
+            workers.settle(0)
+            assert second_ran.wait(PATIENCE_SECONDS)
+        second_ran.set()
+        return None
+
+    workers = Workers(
+        Schedule([Job(blobs=[0]), Job(blobs=[0])], [1]),
+        attempt,
+        lambda *_outcome: None,
+        jobs=2,
+        retry=AT_ONCE,
+    )
+    workers.run(stop=lambda _number: None)
+    assert second_ran.is_set()
+
+
+def test_slowing_down_halves_how_many_run_until_successes_bring_it_up_again() -> None:
+    lock, running, seen = threading.Lock(), 0, list[int]()
+    together = threading.Barrier(4)
+
+    def attempt(image: int) -> None:
+        nonlocal running
+        with lock:
+            running += 1
+            seen.append(running)
+        if image < 4:
+            together.wait(PATIENCE_SECONDS)
+            workers.slow_down()
+            together.wait(PATIENCE_SECONDS)
+        with lock:
+            running -= 1
+
+    workers = Workers(
+        Schedule([Job(blobs=())] * 12, []),
+        attempt,
+        lambda *_outcome: None,
+        jobs=4,
+        retry=AT_ONCE,
+    )
+    workers.run(stop=lambda _number: None)
+    assert seen[:4] == [1, 2, 3, 4]
+    assert max(seen[4:6]) <= 3  # from 1: 2 after the first success, 2.5, 2.9, 3.2

@@ -19,9 +19,7 @@ def export_images(
     source: options.Source,
     out: options.Out,
     *,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     untagged: options.Untagged = False,
     link_mode: options.LinkMode = "auto",
     delete: Annotated[
@@ -44,9 +42,10 @@ def export_images(
     from exporter.link import LinkMode
 
     mode = LinkMode(link_mode)
-    registry = open_source(source, from_file=from_file)
-    wanted = selection(include, exclude, from_file)
-    out = out_directory(registry, out)
+    registry = open_source(source, from_file=selecting.from_file)
+    wanted = selection(selecting)
+    out = out_path(registry, out)
+    dirlayout.prepare(out)
     with (
         files.locked(dirlayout.lock_file(out)),
         listening(json=json) as observe,
@@ -68,19 +67,17 @@ def export_images(
     return exit_code(registry, failed=summary.failed > 0)
 
 
-def out_directory(registry: "Storage | Archive", out: str) -> str:
-    """Return the absolute path of OUT, made ready for an export.
+def out_path(registry: "Storage | Archive", out: str) -> str:
+    """Return the absolute path of OUT.
 
     Raises:
-        UsageError: OUT is inside the registry's storage, or is not fit.
+        UsageError: OUT is inside the registry's storage.
     """
-    from exporter import dirlayout
     from exporter.storage import Storage
 
     path = os.path.realpath(out)
     if isinstance(registry, Storage) and os.path.commonpath([path, registry.root]) == registry.root:
         raise UsageError(f"{out} is inside the registry's storage, which is never written to")
-    dirlayout.prepare(path)
     return path
 
 

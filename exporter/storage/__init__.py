@@ -2,6 +2,15 @@
 
 from exporter.storage.archive import STDIN, Archive
 from exporter.storage.archive_tree import ArchiveTree
-from exporter.storage.tree import BlobFile, Storage, TaggedImage, UnreadableTag
+from exporter.storage.tree import BlobFile, Storage, TaggedImage, UnreadableTag, printable
 
-__all__ = ["STDIN", "Archive", "ArchiveTree", "BlobFile", "Storage", "TaggedImage", "UnreadableTag"]
+__all__ = [
+    "STDIN",
+    "Archive",
+    "ArchiveTree",
+    "BlobFile",
+    "Storage",
+    "TaggedImage",
+    "UnreadableTag",
+    "printable",
+]

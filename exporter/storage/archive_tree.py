@@ -113,6 +113,7 @@ class ArchiveTree:
         archived = Archived(
             name=self._archive.name,
             sizes=self.sizes if sizes else {},
+            verified=self._verified,
             problems=self._problems,
             unreadable=tuple(self._unreadable.values()),
         )

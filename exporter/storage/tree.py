@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
@@ -62,12 +62,14 @@ class Archived:
     Attributes:
         name: What the user calls the archive.
         sizes: Bytes of blobs that the archive has and the tree need not have.
+        verified: Those of them that were read and are what they are called.
         problems: Blobs that the archive has, but not whole.
         unreadable: Tags that cannot be a link file in the tree.
     """
 
     name: str
     sizes: Mapping[Digest, int] = field(default_factory=dict)
+    verified: Collection[Digest] = frozenset()
     problems: Mapping[Digest, Problem] = field(default_factory=dict)
     unreadable: Sequence[UnreadableTag] = ()
 
@@ -121,22 +123,26 @@ class Storage:
                 yield self._tag(repository, tag)
         yield from self._archived.unreadable
 
-    def revisions(self, repository: RepositoryName) -> list[Digest]:
-        """Return the digest of every manifest that a repository has, sorted.
+    def revisions(self, repository: RepositoryName) -> Iterator[Digest | UnreadableTag]:
+        """Yield the digest of every manifest that a repository has, sorted by link file.
 
         A directory without a link is what is left of a deleted manifest, and is passed over.
         """
-        directory = f"{self.root}/{layout.revisions(repository)}"
+        directory = layout.revisions(repository)
         try:
-            names = sorted(os.listdir(directory))
-        except OSError:
-            return []
-        found: list[Digest] = []
+            names = sorted(os.listdir(f"{self.root}/{directory}"))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            yield _unreadable(repository, directory, error)
+            return
         for name in names:
-            with suppress(OSError, ValueError):
-                content = _read(f"{directory}/{name}/link", LINK_LENGTH)
-                found.append(Digest.parse(content.decode("ascii", "replace")))
-        return found
+            with suppress(FileNotFoundError):
+                found = self._link(f"{directory}/{name}/link", "the manifest's")
+                if isinstance(found, Problem):
+                    yield UnreadableTag(printable(f"{repository}@sha256:{name}"), found)
+                else:
+                    yield found
 
     def still_unreadable(self, tags: Sequence[UnreadableTag]) -> list[UnreadableTag]:
         """Read tags once more, after a moment; those that were only being written have changed.
@@ -159,10 +165,12 @@ class Storage:
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
-        tag = image.name.reference
-        if isinstance(tag, Digest):
-            return not os.path.exists(self.path(image.digest))
-        return self._tag(image.name.repository, tag) != image
+        repository, reference = image.name.repository, image.name.reference
+        if not isinstance(reference, Digest):
+            return self._tag(repository, reference) != image
+        link = f"{self.root}/{layout.revision_link(repository, reference)}"
+        # A link file under another digest's path counts, too: its content decides.
+        return not os.path.lexists(link) and reference not in self.revisions(repository)
 
     def lacks(self, name: ImageName) -> bool:
         """Tell if a tag, or a manifest without one, is gone; what cannot be seen is not gone."""
@@ -303,7 +311,10 @@ class Storage:
             ProblemError: It cannot be read.
         """
         if self._is_only_archived(digest):
-            return digest  # it was hashed while the archive was read, or is among the problems
+            if digest in self._archived.verified:
+                return digest
+            message = f"the blob {digest} has another size in the archive than its manifest says"
+            raise ProblemError(Verdict.WRONG_SIZE, layout.blob(digest), message)
         path = layout.blob(digest)
         try:
             with open(os.open(f"{self.root}/{path}", _FLAGS), "rb", buffering=0) as file:
@@ -334,18 +345,33 @@ class Storage:
             problem = Problem(Verdict.INVALID_NAME, printable(path), f"{error}")
             return UnreadableTag(shown, problem)
         try:
-            content = _read(f"{self.root}/{path}", LINK_LENGTH)
-        except OSError as error:
+            found = self._link(path, "the tag's")
+        except FileNotFoundError as error:
             message = f"the tag's link file cannot be read: {error.strerror}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message), name)
-        if not content:
-            message = "the tag's link file is empty (the registry crashed while writing it)"
-            return UnreadableTag(shown, Problem(Verdict.EMPTY_LINK, path, message), name)
+            found = Problem(Verdict.INVALID_LINK, path, message)
+        if isinstance(found, Problem):
+            return UnreadableTag(shown, found, name)
+        return TaggedImage(name, found)
+
+    def _link(self, path: str, whose: str) -> Digest | Problem:
+        """Return the digest that a link file names, or why it names none.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
         try:
-            return TaggedImage(name, Digest.parse(content.decode("ascii", "replace")))
+            content = _read(f"{self.root}/{path}", LINK_LENGTH)
+            if content:
+                return Digest.parse(content.decode("ascii", "replace"))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            verdict, reason = Verdict.INVALID_LINK, f"cannot be read: {error.strerror}"
         except ValueError as error:
-            message = f"the tag's link file has no digest: {error}"
-            return UnreadableTag(shown, Problem(Verdict.INVALID_LINK, path, message), name)
+            verdict, reason = Verdict.INVALID_LINK, f"has no digest: {error}"
+        else:
+            verdict, reason = Verdict.EMPTY_LINK, "is empty (the registry crashed while writing it)"
+        return Problem(verdict, printable(path), f"{whose} link file {reason}")
 
 
 def printable(path: str) -> str:
