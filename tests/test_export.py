@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from exporter import dirlayout
 from exporter.digest import Digest
 from exporter.errors import SkopeoDirError, SourceError, UsageError
-from exporter.events import Event, Exported, Failed, Linking, Started
+from exporter.events import Deleted, Event, Exported, Failed, Linking, Started
 from exporter.export import ExportSummary, export
 from exporter.plan import Selection
 from exporter.storage import Storage
@@ -313,6 +315,84 @@ def test_what_stands_in_the_way_of_an_image_stays_and_the_others_go_on(
     assert before <= snapshot(tmp_path / "out").keys()
 
 
+# --- what the source no longer has
+
+
+def delete(registry: StorageBuilder, out: Path, **asked: list[str]) -> dict[str, str]:
+    events: list[Event] = []
+    storage = Storage(str(registry.v2))
+    selection = Selection(**asked)
+    export(storage, str(out), selection=selection, delete=True, observe=events.append)
+    deleted = {event.name: "deleted" for event in events if isinstance(event, Deleted)}
+    return outcome(events) | deleted
+
+
+def forget(registry: StorageBuilder, repository: str, tag: str) -> None:
+    shutil.rmtree(registry.v2 / f"repositories/{repository}/_manifests/tags/{tag}")
+
+
+def test_what_the_source_no_longer_has_stays_unless_it_shall_be_deleted(
+    registry: StorageBuilder, tmp_path: Path
+) -> None:
+    for tag in ("v1", "v2"):
+        registry.image("team/app", tag, [tag.encode()])
+    registry.image("zoo", "v1", [b"zoo"])
+    run(registry, tmp_path / "out")
+    shutil.rmtree(registry.v2 / "repositories/team")
+    assert outcome(run(registry, tmp_path / "out")) == {"zoo:v1": "unchanged"}
+    assert (tmp_path / "out/team/app:v1").exists()
+    gone = dict.fromkeys(("team/app:v1", "team/app:v2"), "deleted")
+    assert delete(registry, tmp_path / "out") == {"zoo:v1": "unchanged", **gone}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".skopeo-dir", "zoo:v1"]
+    assert {str(name) for name in dirlayout.read_record(str(tmp_path / "out"))} == {"zoo:v1"}
+
+
+def test_only_what_an_export_made_is_deleted(registry: StorageBuilder, tmp_path: Path) -> None:
+    for tag in ("v1", "v2", "v3"):
+        registry.image("app", tag, [tag.encode()])
+    run(registry, tmp_path / "out")
+    shutil.copytree(tmp_path / "out/app:v1", tmp_path / "out/other:v1")
+    (tmp_path / "out/app:v2/notes.txt").write_bytes(b"precious")
+    for tag in ("v1", "v2"):
+        forget(registry, "app", tag)
+    expected = {"app:v1": "deleted", "app:v2": "foreign", "app:v3": "unchanged"}
+    assert delete(registry, tmp_path / "out") == expected
+    assert (tmp_path / "out/other:v1/manifest.json").exists()
+    assert (tmp_path / "out/app:v2/notes.txt").read_bytes() == b"precious"
+
+
+def test_what_the_selection_does_not_mean_is_not_deleted(
+    registry: StorageBuilder, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        for tag in ("v1", "v2"):
+            registry.image(name, tag, [tag.encode()])
+    run(registry, tmp_path / "out")
+    for name in ("a", "b"):
+        forget(registry, name, "v1")
+    assert delete(registry, tmp_path / "out", include=["a"]) == {
+        "a:v1": "deleted",
+        "a:v2": "unchanged",
+    }
+    assert (tmp_path / "out/b:v1").exists()
+
+
+def test_what_cannot_be_read_is_not_taken_to_be_gone(
+    registry: StorageBuilder, tmp_path: Path
+) -> None:
+    for name in ("app", "zoo"):
+        registry.image(name, "v1", [name.encode()])
+    untagged = registry.image("app", None, [b"untagged"])
+    events: list[Event] = []
+    dirlayout.prepare(str(tmp_path / "out"))
+    storage = Storage(str(registry.v2))
+    export(storage, str(tmp_path / "out"), untagged=True, observe=events.append)
+    (registry.v2 / "repositories/app/_manifests/tags/v1/current/link").write_bytes(b"")
+    assert delete(registry, tmp_path / "out") == {"app:v1": "empty-link", "zoo:v1": "unchanged"}
+    names = {str(name) for name in dirlayout.staged(str(tmp_path / "out"))}
+    assert names == {"app:v1", "zoo:v1", f"app@{untagged}"}
+
+
 # --- the source
 
 
@@ -328,6 +408,35 @@ def test_the_source_is_never_touched(registry: StorageBuilder, tmp_path: Path) -
     assert snapshot(registry.root) == before
     shutil.rmtree(tmp_path / "out")
     assert snapshot(registry.root) == before
+
+
+WRITES = "chmod,fchmod,fchmodat,chown,lchown,fchown,fchownat,utimensat,truncate,ftruncate,rename"
+WRITES += ",renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,setxattr,open,openat,creat"
+
+
+@pytest.mark.parametrize("mode", ["auto", "copy", "symlink"])
+def test_no_system_call_writes_below_the_source(
+    registry: StorageBuilder, tmp_path: Path, mode: str
+) -> None:
+    all_kinds(registry)
+    broken(registry)
+    registry.image("gone", "v1", [b"gone"])
+    log = tmp_path / "log"
+    strace = ["strace", "-f", "-y", "-o", str(log), "-e", f"trace={WRITES}"]
+    command = [*strace, sys.executable, "-m", "exporter", "export"]
+    command += [str(registry.root), str(tmp_path / "out"), "--delete", "--link-mode", mode]
+    before = snapshot(registry.root)
+    for turn in range(2):
+        subprocess.run(command, check=False, capture_output=True)
+        calls = [line for line in log.read_text().splitlines() if str(registry.root) in line]
+        assert [line for line in calls if "O_RDONLY" not in line] == []
+        assert calls
+        assert snapshot(registry.root) == before
+        if turn == 0:
+            forget(registry, "gone", "v1")
+            (tmp_path / "out/app:v1/manifest.json").unlink()
+            before = snapshot(registry.root)
+    assert not (tmp_path / "out/gone:v1").exists()
 
 
 def test_a_registry_without_tags_makes_nothing(registry: StorageBuilder, tmp_path: Path) -> None:
