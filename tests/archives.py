@@ -26,18 +26,34 @@ class Run(NamedTuple):
     cpu_seconds: float
 
 
+# The command, which at its end writes its peak in KiB to the file whose number comes first. Not
+# what wait4 says: that counts the process that we fork from, so it grows with the test session.
+_COMMAND = """
+import atexit, os, sys
+peak = int(sys.argv.pop(1))
+def report():
+    with open("/proc/self/status") as status:
+        os.write(peak, status.read().split("VmHWM:")[1].split()[0].encode())
+atexit.register(report)
+from exporter.cli.app import main
+main()
+"""
+
+
 def skopeo_dir(*arguments: str | Path, stdin: Path | None = None, seconds: float = 60) -> Run:
     """Run our command; it is killed, and its code is negative, when it takes longer."""
     with (
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
+        tempfile.TemporaryFile() as peak,
         open(stdin or os.devnull, "rb") as given,
     ):
         process = subprocess.Popen(
-            [sys.executable, "-m", "exporter", *map(str, arguments)],
+            [sys.executable, "-c", _COMMAND, str(peak.fileno()), *map(str, arguments)],
             stdin=given,
             stdout=out,
             stderr=err,
+            pass_fds=[peak.fileno()],
         )
         limit = threading.Timer(seconds, process.kill)
         limit.start()
@@ -46,11 +62,12 @@ def skopeo_dir(*arguments: str | Path, stdin: Path | None = None, seconds: float
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
+        peak.seek(0)
         return Run(
             process.returncode,
             out.read().decode(errors="replace"),
             err.read().decode(errors="replace"),
-            usage.ru_maxrss * 1024,
+            int(peak.read() or sys.maxsize // 1024) * 1024,
             usage.ru_utime + usage.ru_stime,
         )
 
