@@ -11,7 +11,8 @@ OUT/
     ├── images.jsonl             every image that OUT should have: name and digest
     ├── lock
     ├── version                  the file that every image's `version` is a link of
-    └── building/                images being built; renamed when whole
+    ├── building/                images being built; renamed when whole
+    └── unpacked/                blobs out of an archive, while it is exported
 ```
 
 Spec: containers/image, directory/directory_transport.go (manifestPath, layerPath, versionPath).
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import orjson
 
 from exporter import files, manifest
-from exporter.digest import Digest
+from exporter.digest import HEX_LENGTHS, Digest
 from exporter.errors import UsageError
 from exporter.manifest import Descriptor, Manifest, ManifestError
 from exporter.reference import ImageName
@@ -148,6 +149,36 @@ def images(out: str) -> dict[ImageName, Digest]:
     if not found:
         raise UsageError(f"{out} holds no images", hint="make them with: skopeo-dir export")
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
+def blobs(out: str) -> dict[Digest, str]:
+    """Return a file of OUT for every digest that some image has, going by file names.
+
+    What the files hold may be something else by now: whoever uses one has to hash it.
+
+    Raises:
+        UsageError: OUT is not a directory, or the record is damaged.
+    """
+    found: dict[Digest, str] = {}
+    record = read_record(out)
+    for name in staged(out):
+        directory = image_directory(out, name)
+        for file_name in os.listdir(directory):
+            if file_name == MANIFEST:
+                digest = record.get(name)
+            else:
+                digest = _of_hex(file_name.removesuffix(f".{MANIFEST}"))
+            if digest is not None:
+                found[digest] = f"{directory}/{file_name}"
+    return found
+
+
+def _of_hex(hexadecimal: str) -> Digest | None:
+    algorithm = {length: name for name, length in HEX_LENGTHS.items()}.get(len(hexadecimal))
+    try:
+        return Digest.parse(f"{algorithm}:{hexadecimal}")
+    except ValueError:
+        return None
 
 
 def read_manifest(directory: str, digest: Digest, *, root: Digest) -> Manifest:

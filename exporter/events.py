@@ -59,6 +59,38 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacking:
+    """Blobs are about to be written out of an archive.
+
+    Attributes:
+        archive: What the user calls it.
+        blobs: How many; None if that is not known before all is read.
+        size: Bytes that they need; if `blobs` is None, the least that they can be.
+        inodes: Files and directories that they need; None if not known.
+        free: Bytes that the file system of OUT has.
+    """
+
+    archive: str
+    blobs: int | None
+    size: int
+    inodes: int | None
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """A blob was written out of an archive, and its digest was right.
+
+    Attributes:
+        digest: What it is.
+        size: Its bytes.
+    """
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
     """An image is whole in OUT.
 
@@ -148,7 +180,18 @@ class Failed:
     message: str
 
 
-Event = Started | Hashed | Checked | Exported | Pushed | Skipped | Verified | Failed
+Event = (
+    Started
+    | Unpacking
+    | Unpacked
+    | Hashed
+    | Checked
+    | Exported
+    | Pushed
+    | Skipped
+    | Verified
+    | Failed
+)
 Observer = Callable[[Event], None]
 
 

@@ -171,6 +171,11 @@ class Selection:
         self._exclude = _any_of(exclude)
         self._names = None if names is None else frozenset(names)
 
+    @property
+    def is_everything(self) -> bool:
+        """True if nothing was asked for."""
+        return self._include is None and self._exclude is None and self._names is None
+
     def pick(self, items: Iterable[T], name: Callable[[T], object]) -> list[T]:
         """Return the items that are meant, in their order.
 

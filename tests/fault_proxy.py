@@ -10,8 +10,8 @@ with serve(tmp_path / "root") as registry, fault_proxy(registry.host, rule=once)
 ```
 
 Bytes pass as they are: every header line in its order, and the chunks of a body as they come.
-One thread and one connection upstream for each connection of a client, kept alive like it; about
-0.1 ms of CPU a request, so it is no bottleneck for skopeo.
+One thread and one connection upstream for each connection of a client, kept alive like it; less
+than 1 ms of CPU a request, connections and bodies included, where a skopeo process costs 100.
 """
 
 import socket
@@ -269,9 +269,7 @@ def _copy_body(head: _Head, stream: BinaryIO, sink: socket.socket | None) -> Non
     while size:
         line = stream.readline()
         size = int(line.partition(b";")[0], 16)
-        if sink is not None:
-            sink.sendall(line)
-        _copy(size + 2 if size else 0, stream, sink)
+        _copy(size + 2 if size else 0, stream, sink, first=line)
     while (line := stream.readline()) not in {b"\r\n", b""}:
         if sink is not None:
             sink.sendall(line)  # trailer fields
@@ -279,14 +277,15 @@ def _copy_body(head: _Head, stream: BinaryIO, sink: socket.socket | None) -> Non
         sink.sendall(b"\r\n")
 
 
-def _copy(size: int, stream: BinaryIO, sink: socket.socket | None) -> None:
-    while size > 0:
+def _copy(size: int, stream: BinaryIO, sink: socket.socket | None, *, first: bytes = b"") -> None:
+    while size > 0 or first:
         piece = stream.read(min(size, _PIECE))
-        if not piece:
+        if len(piece) < min(size, _PIECE):
             raise ConnectionError("closed within a body")
         size -= len(piece)
         if sink is not None:
-            sink.sendall(piece)
+            sink.sendall(first + piece)
+        first = b""
 
 
 def _refusal(fault: Refuse, method: str) -> bytes:

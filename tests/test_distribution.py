@@ -4,11 +4,12 @@ import email.utils
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +25,8 @@ from exporter.digest import Digest
 from exporter.distribution import Client
 from exporter.distribution.answers import clean
 from exporter.distribution.proxies import Proxies
-from exporter.distribution.tokens import Challenge
+from exporter.distribution.tokens import Authenticator, Challenge
+from exporter.distribution.transport import Transport
 from exporter.errors import (
     DestinationError,
     PermanentDestinationError,
@@ -33,7 +35,7 @@ from exporter.errors import (
 )
 from tests.builders import FIXTURES, StorageBuilder, unpack_fixture
 from tests.fault_proxy import Cut, Fault, Hang, Refuse, Reset, fault_proxy
-from tests.registry import Request, serve
+from tests.registry import Request, serve, skopeo_environment
 from tests.token_server import token_realm
 
 ANN = Credentials("ann", "a:secret")
@@ -210,7 +212,9 @@ def test_basic_authentication_lets_in_who_knows_the_password(
     StorageBuilder(tmp_path).image("a", "1", [b"layer"])
     with serve(tmp_path, htpasswd=(ANN.username, ANN.password)) as real:
         with plain(real.host, ANN) as client:
+            before = len(real.requests())
             assert look_up(client) is not None
+            assert len(real.requests()) - before == 1, "no challenge is waited for again"
         with Client(real.host, credentials=credentials, tls_verify=False) as client:
             error = fails(client.ping)
     assert (error.exit_code, "--authfile" in error.hint) == (4, True)
@@ -554,6 +558,29 @@ def test_a_body_that_was_cut_is_temporary_and_never_hashed(tmp_path: Path) -> No
     assert error.exit_code == 5
 
 
+def test_harbors_401_for_a_project_that_is_not_there_does_not_stop_a_push(tmp_path: Path) -> None:
+    def harbor(method: str, path: str, _count: int) -> Fault | None:
+        unknown = Refuse(401, code="UNAUTHORIZED", message="project team not found")
+        return unknown if method == "HEAD" and "/manifests/" in path else None
+
+    StorageBuilder(tmp_path / "source").image("team/a", "1", [b"layer"])
+    out = tmp_path / "out"
+    with (
+        serve(tmp_path / "root") as real,
+        fault_proxy(real.host, rule=harbor) as proxy,
+        plain(real.host) as client,
+    ):
+        for arguments in (
+            ["export", str(tmp_path / "source"), str(out)],
+            ["push", str(out), proxy.host, "--dest-tls-verify=false", "--insecure-policy"],
+        ):
+            subprocess.run(
+                [sys.executable, "-m", "exporter", *arguments],
+                env=skopeo_environment(tmp_path / "data"), check=True, capture_output=True,
+            )  # fmt: skip
+        assert client.manifest_digest("team/a", "1") is not None
+
+
 def test_a_connection_lost_while_idle_is_made_again_except_for_what_changes_something(
     tmp_path: Path,
 ) -> None:
@@ -572,6 +599,20 @@ def test_a_connection_lost_while_idle_is_made_again_except_for_what_changes_some
     assert statuses == [0, 200, 0]
 
 
+def test_a_connection_that_is_always_lost_is_tried_twice_at_most(tmp_path: Path) -> None:
+    def rule(method: str, _path: str, _count: int) -> Fault | None:
+        return Reset() if method == "HEAD" else None
+
+    with (
+        serve(tmp_path) as real,
+        fault_proxy(real.host, rule=rule) as proxy,
+        plain(proxy.host) as client,
+    ):
+        assert fails(lambda: look_up(client)).exit_code == 5
+        statuses = [request.status for request in proxy.requests if request.method == "HEAD"]
+    assert statuses == [0, 0]
+
+
 # Odd registries
 
 
@@ -588,6 +629,31 @@ def test_a_digest_header_that_holds_none_is_refused(value: str) -> None:
     say = registry(lambda _: Said(200, [("Docker-Content-Digest", value)], MANIFEST))
     with fake(say) as running, plain(running.host) as client:
         assert fails(lambda: look_up(client)).exit_code == 4
+
+
+def test_an_answer_without_end_is_read_up_to_a_limit_only() -> None:
+    sent: list[int] = []
+
+    def serve_one(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(1 << 16)
+            client.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            with suppress(OSError):
+                while True:
+                    sent.append(client.send(b"x" * (1 << 16)))
+
+    context = ssl.create_default_context()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve_one, args=(listener,))
+        thread.start()
+        transport = Transport(context, timeout_seconds=20)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        answer = transport.send("GET", url, {}, what="it")
+        thread.join()
+        transport.close()
+    assert (len(answer.body), answer.whole) == (4 << 20, False)
+    assert sum(sent) < 64 << 20  # the kernel's buffers hold some more
 
 
 def test_a_manifest_without_end_is_refused() -> None:
@@ -648,6 +714,35 @@ def test_credentials_never_follow_a_redirect_to_another_host() -> None:
     shown = [asked.headers["Authorization"] for asked in running.asked[-2:]]
     assert shown == [ANN.basic()] * 2, "on its own host it goes along"
     assert [asked.headers["Authorization"] for asked in elsewhere.asked] == [None]
+
+
+def test_only_the_registry_says_who_is_to_see_the_credentials() -> None:
+    """A blob store that it redirects to could otherwise name a token realm of its own."""
+
+    def lure(asked: Asked) -> Said:
+        realm = f'Bearer realm="http://{asked.headers["Host"]}/token"'
+        return Said(401, [("WWW-Authenticate", realm)])
+
+    with fake(lure) as elsewhere:
+        say = registry(lambda _: Said(307, [("Location", f"http://{elsewhere.host}/there")]))
+        with fake(say) as running, plain(running.host, ANN) as client:
+            assert fails(lambda: look_up(client)).exit_code == 4
+    assert [(asked.path, asked.headers["Authorization"]) for asked in elsewhere.asked] == [
+        ("/there", None)
+    ]
+
+
+def test_a_redirect_of_what_is_sent_with_a_secret_in_its_body_is_not_followed() -> None:
+    credentials = Credentials("<token>", "", "refresh me")
+    with fake(lambda _: Said(200)) as elsewhere:
+        given = iter([Said(307, [("Location", f"http://{elsewhere.host}/")])])
+        with (
+            fake(guarded(given)) as running,
+            Client(running.host, credentials=credentials, tls_verify=False) as client,
+        ):
+            error = fails(client.ping)
+    assert (elsewhere.asked, error.exit_code) == ([], 4)
+    assert "refresh me" not in f"{error!r}{error.message}"
 
 
 @pytest.mark.parametrize(
@@ -714,6 +809,67 @@ def test_a_token_that_is_refused_is_asked_for_again_once() -> None:
         assert look_up(client) == DIGEST
     shown = [asked.headers["Authorization"] for asked in running.asked[-3:]]
     assert shown == ["Bearer 2", None, "Bearer 3"]
+
+
+def test_a_token_is_asked_for_again_shortly_before_it_expires() -> None:
+    times = [0.0]
+    given = iter([token(token="1", expires_in=300), token(token="2", expires_in=300)])
+    with fake(guarded(given)) as running:
+        transport = Transport(ssl.create_default_context(), timeout_seconds=20)
+        authenticator = Authenticator(None, transport, clock=lambda: times[-1])
+        url = f"http://{running.host}/v2/a"
+        for seconds in (0.0, 294.0, 296.0):
+            times.append(seconds)
+            answer = authenticator.send("GET", url, {}, scopes=("a",), what="it")
+            assert answer.status == 200
+        transport.close()
+    shown = [asked.headers["Authorization"] for asked in running.asked]
+    assert [one for one in shown if one] == ["Bearer 1", "Bearer 1", "Bearer 2"]
+    assert running.seen().count("GET /v2/a") == 4, "the first, anonymous one was challenged"
+
+
+def test_a_registry_that_lets_anyone_ping_is_believed_when_it_asks_later() -> None:
+    given = iter([token(token="t")])
+
+    def say(asked: Asked) -> Said:
+        if asked.method == "POST" or asked.path.startswith("/token"):
+            answer = guarded(given)(asked)
+            return Said(201) if answer.status == 200 and asked.method == "POST" else answer
+        return Said(200, [FOUND])
+
+    with fake(say) as running, plain(running.host, ANN) as client:
+        assert (look_up(client), mount(client)) == (DIGEST, True)
+    scopes = "scope=repository%3Ab%3Apull%2Cpush&scope=repository%3Aa%3Apull"
+    assert running.seen()[-3:] == [
+        f"POST {UPLOADS}", f"GET /token?service=s&{scopes}", f"POST {UPLOADS}",
+    ]  # fmt: skip
+    shown = [asked.headers["Authorization"] for asked in running.asked[-3:]]
+    assert shown == [None, ANN.basic(), "Bearer t"]
+
+
+def test_an_upload_is_cancelled_with_a_token_that_allows_it(tmp_path: Path) -> None:
+    with (
+        serve(tmp_path) as real,
+        token_realm(real.host, username=ANN.username, password=ANN.password) as realm,
+        plain(realm.host, ANN) as client,
+    ):
+        assert mount(client) is False
+        last = realm.requests[-1]
+    assert (last.method, last.status) == ("DELETE", 204)
+
+
+@pytest.mark.parametrize("fault", [Refuse(401), Refuse(503), Reset()])
+def test_an_upload_that_cannot_be_cancelled_is_no_error(tmp_path: Path, fault: Fault) -> None:
+    def rule(method: str, _path: str, _count: int) -> Fault | None:
+        return fault if method == "DELETE" else None
+
+    with (
+        serve(tmp_path) as real,
+        fault_proxy(real.host, rule=rule) as proxy,
+        plain(proxy.host) as client,
+    ):
+        assert mount(client) is False
+        assert proxy.requests[-1].method == "DELETE"
 
 
 @pytest.mark.parametrize("name", ["token", "access_token"])

@@ -7,7 +7,6 @@ import typer
 
 from exporter.cli import options
 from exporter.cli.console import listening, print_json
-from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
 from exporter.events import Checked, Event, Observer
 
 if TYPE_CHECKING:
@@ -32,11 +31,11 @@ def check_images(
     """
     from exporter.check import check
     from exporter.cli.selection import selection
-    from exporter.storage import Storage
+    from exporter.cli.source import exit_code, open_source, readable
 
-    storage = Storage.open(source)
+    registry = open_source(source, from_file=from_file)
     wanted = selection(include, exclude, from_file)
-    with listening(json=json) as observe:
+    with readable(registry, digests=digests) as storage, listening(json=json) as observe:
         summary = check(
             storage,
             selection=wanted,
@@ -48,7 +47,7 @@ def check_images(
         print_json("summary", summary)
     else:
         sys.stdout.write(f"{sentence(summary)}\n")
-    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+    return exit_code(registry, failed=bool(summary.failed))
 
 
 class _Printer:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import orjson
 
 from exporter.errors import SkopeoDirError
-from exporter.events import Event, Failed, Observer, Started
+from exporter.events import Event, Failed, Observer, Started, Unpacking
 
 _EVERY_SECONDS = 10.0
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -68,7 +68,12 @@ def _values(record: object) -> dict[str, Any]:
     return {each.name: getattr(record, each.name) for each in fields(record)}  # type: ignore[arg-type]
 
 
-def _sentence(event: Failed) -> str:
+def _sentence(event: Failed | Unpacking) -> str:
+    if isinstance(event, Unpacking):
+        size = human_size(event.size)
+        known = event.blobs is not None
+        needs = f"{size} and {event.inodes} inodes" if known else f"at least {size}"
+        return f"unpack: {event.archive}: needs {needs}; {human_size(event.free)} are free"
     return f"{event.verb} failed: {event.name}: {event.message} [{event.error}]"
 
 
@@ -85,19 +90,23 @@ class _Lines:
     """A line for each failure, and one now and then for the rest."""
 
     def __init__(self) -> None:
-        self._verb, self._total, self._done = "", 0, 0
+        self._verb, self._total, self._done = "", "", 0
         self._last = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._verb, self._total, self._done = event.verb, event.images, 0
+            self._verb, self._total, self._done = event.verb, f"{event.images} images", 0
             self._say(f"{event.verb}: {event.images} images")
+            return
+        if isinstance(event, Unpacking):
+            self._verb, self._total, self._done = "unpack", f"{event.blobs or 'many'} blobs", 0
+            self._say(_sentence(event))
             return
         self._done += 1
         if isinstance(event, Failed):
             self._say(_sentence(event))
         elif time.monotonic() - self._last >= _EVERY_SECONDS:
-            self._say(f"{self._verb}: {self._done} of {self._total} images")
+            self._say(f"{self._verb}: {self._done} of {self._total}")
 
     def close(self) -> None:
         pass
@@ -128,8 +137,12 @@ class _Bar:
             self._progress.start()
             self._task = self._progress.add_task(event.verb, total=event.images)
             return
-        if isinstance(event, Failed):
+        if isinstance(event, Failed | Unpacking):
             self._progress.console.print(_sentence(event), markup=False, highlight=False)
+        if isinstance(event, Unpacking):
+            self._progress.start()
+            self._task = self._progress.add_task("unpack", total=event.blobs)
+            return
         self._progress.advance(self._task)
 
     def close(self) -> None:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from exporter.cli import options
 from exporter.cli.console import human_size, listening, print_json
-from exporter.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from exporter.export import ExportSummary
-    from exporter.storage import Storage
+    from exporter.storage import Archive, Storage
 
 
 def export_images(
@@ -30,31 +30,36 @@ def export_images(
     """
     from exporter import dirlayout, files
     from exporter.cli.selection import selection
+    from exporter.cli.source import exit_code, linkable, open_source
     from exporter.export import export
-    from exporter.storage import Storage
 
-    storage = Storage.open(source)
+    registry = open_source(source, from_file=from_file)
     wanted = selection(include, exclude, from_file)
-    out = out_directory(storage, out)
-    with files.locked(dirlayout.lock_file(out)), listening(json=json) as observe:
+    out = out_directory(registry, out)
+    with (
+        files.locked(dirlayout.lock_file(out)),
+        listening(json=json) as observe,
+        linkable(registry, out, wanted, observe, untagged=untagged) as storage,
+    ):
         summary = export(storage, out, selection=wanted, untagged=untagged, observe=observe)
     if json:
         print_json("summary", summary)
     else:
         sys.stdout.write(f"{sentence(summary)}\n")
-    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+    return exit_code(registry, failed=summary.failed > 0)
 
 
-def out_directory(storage: "Storage", out: str) -> str:
+def out_directory(registry: "Storage | Archive", out: str) -> str:
     """Return the absolute path of OUT, made ready for an export.
 
     Raises:
         UsageError: OUT is inside the registry's storage, or is not fit.
     """
     from exporter import dirlayout
+    from exporter.storage import Storage
 
     path = os.path.realpath(out)
-    if os.path.commonpath([path, storage.root]) == storage.root:
+    if isinstance(registry, Storage) and os.path.commonpath([path, registry.root]) == registry.root:
         raise UsageError(f"{out} is inside the registry's storage, which is never written to")
     dirlayout.prepare(path)
     return path

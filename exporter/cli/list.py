@@ -7,7 +7,6 @@ import typer
 
 from exporter.cli import options
 from exporter.cli.console import human_size, print_json
-from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
     from exporter.inventory import Listed
@@ -30,25 +29,26 @@ def list_images(
     Name, digest, kind, platforms, size, and the size that it shares with others.
     """
     from exporter.cli.selection import selection
+    from exporter.cli.source import exit_code, open_source, readable
     from exporter.inventory import inventory
     from exporter.plan import candidates, select
-    from exporter.storage import Storage
 
-    storage = Storage.open(source)
+    registry = open_source(source, from_file=from_file)
     wanted = selection(include, exclude, from_file)
-    if names:
-        images, unreadable = select(candidates(storage, untagged=untagged), wanted)
-        sys.stdout.writelines(f"{image.name}\n" for image in images)
-        for tag in unreadable:
-            print(f"{tag.name}: {tag.problem}", file=sys.stderr)  # noqa: T201
-        return EXIT_SOME_FAILED if unreadable else EXIT_OK
-    rows = list(inventory(storage, wanted, untagged=untagged))
+    with readable(registry) as storage:
+        if names:
+            images, unreadable = select(candidates(storage, untagged=untagged), wanted)
+            sys.stdout.writelines(f"{image.name}\n" for image in images)
+            for tag in unreadable:
+                print(f"{tag.name}: {tag.problem}", file=sys.stderr)  # noqa: T201
+            return exit_code(registry, failed=bool(unreadable))
+        rows = list(inventory(storage, wanted, untagged=untagged))
     if json:
         for row in rows:
             print_json("image", row)
     else:
         _print_table(rows)
-    return EXIT_SOME_FAILED if any(row.problem for row in rows) else EXIT_OK
+    return exit_code(registry, failed=any(row.problem for row in rows))
 
 
 def _print_table(rows: "list[Listed]") -> None:

@@ -1,5 +1,6 @@
 """`skopeo-dir migrate`: export, push and verify in one go."""
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +12,11 @@ from exporter.cli import options
 from exporter.cli import push as push_command
 from exporter.cli import verify as verify_command
 from exporter.cli.console import human_size, listening, print_json
-from exporter.errors import EXIT_OK, EXIT_SOME_FAILED
+from exporter.errors import UsageError
 from exporter.events import Event, Exported, Failed, Observer
 
 if TYPE_CHECKING:
-    from exporter.storage import Storage
+    from exporter.storage import Archive, Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +80,11 @@ def migrate(
     from exporter import dirlayout, files
     from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection
+    from exporter.cli.source import exit_code, linkable, open_source
     from exporter.export import export
     from exporter.plan import Selection
     from exporter.push import PushSummary, Schema1, push
     from exporter.skopeo import Processes
-    from exporter.storage import Storage
     from exporter.verify import VerifySummary, verify
 
     destination = parse_destination(dest)
@@ -102,17 +103,20 @@ def migrate(
         policy=policy,
         insecure_policy=insecure_policy,
     )
-    storage = Storage.open(source)
+    registry = open_source(source, from_file=from_file)
     wanted = selection(include, exclude, from_file)
     processes = Processes()
     with connected(destination, access) as (client, access_with_authfile):
         # What would stop the push is found before anything is built.
         engine_found = find_skopeo(engine, access_with_authfile, processes)
         client.ping()
-        path = export_command.out_directory(storage, out or default_out(storage))
+        path = export_command.out_directory(registry, out or default_out(registry))
         with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
             outcome = _Outcome(observe)
-            exported = export(storage, path, selection=wanted, untagged=untagged, observe=outcome)
+            with linkable(registry, path, wanted, observe, untagged=untagged) as storage:
+                exported = export(
+                    storage, path, selection=wanted, untagged=untagged, observe=outcome
+                )
             whole = Selection(names=outcome.exported)
             pushed, verified = PushSummary(), VerifySummary()
             if outcome.exported:
@@ -146,12 +150,22 @@ def migrate(
         sys.stdout.write(f"{push_command.sentence(pushed)}\n")
         sys.stdout.write(f"{verify_command.sentence(verified)}\n")
         sys.stdout.write(f"{_sentence(summary)}\n")
-    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+    return exit_code(registry, failed=summary.failed > 0)
 
 
-def default_out(storage: "Storage") -> str:
-    """Return the directory beside the registry's own: `/var/lib/registry.skopeo-dir`."""
-    return storage.root.removesuffix("/v2").removesuffix("/docker/registry") + ".skopeo-dir"
+def default_out(registry: "Storage | Archive") -> str:
+    """Return the directory beside the registry's own or the archive: `…/registry.skopeo-dir`.
+
+    Raises:
+        UsageError: The archive is a stream.
+    """
+    from exporter.storage import Storage
+
+    if not isinstance(registry, Storage):
+        if not registry.repeatable:
+            raise UsageError("a stream has no place of its own", hint="say where with --out OUT")
+        return f"{os.path.realpath(registry.name)}.skopeo-dir"
+    return registry.root.removesuffix("/v2").removesuffix("/docker/registry") + ".skopeo-dir"
 
 
 class _Outcome:

@@ -8,7 +8,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="The registry's storage directory: docker/registry/v2, or any directory above it.",
+        help="The registry's storage: docker/registry/v2, any directory above it, or a tarball; "
+        "- reads one from stdin.",
     ),
 ]
 Out = Annotated[

@@ -49,6 +49,7 @@ class Answer:
         headers: By name in any case; those sent twice are joined by a comma.
         body: At most a few MiB of it, as they came.
         whole: Whether that is all of it.
+        elsewhere: Whether a redirect led to another origin, which gave this answer.
     """
 
     status: int
@@ -56,6 +57,7 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
     whole: bool
+    elsewhere: bool = False
 
 
 def answered(what: str, answer: Answer) -> DestinationError:
@@ -132,9 +134,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     Not `__context__`: that may be an earlier failure which has nothing to do with this one.
     """
     yield error
-    for inner in dict.fromkeys((error.__cause__, *error.args)):
-        if isinstance(inner, BaseException):
-            yield from _causes(inner)
+    inner = {id(part): part for part in (error.__cause__, *error.args)}
+    for part in inner.values():
+        if isinstance(part, BaseException):
+            yield from _causes(part)
 
 
 def _said(answer: Answer) -> str:

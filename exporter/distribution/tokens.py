@@ -7,7 +7,7 @@ section 11.
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlencode, urlsplit
@@ -68,11 +68,19 @@ class Authenticator:
     Args:
         credentials: Whose; anonymous if None.
         transport: Also speaks to the token realm, which may be another host.
+        clock: Seconds since any moment.
     """
 
-    def __init__(self, credentials: Credentials | None, transport: Transport) -> None:
+    def __init__(
+        self,
+        credentials: Credentials | None,
+        transport: Transport,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._credentials = credentials
         self._transport = transport
+        self._clock = clock
         self._challenge: Challenge | None = None
         self._lock = threading.Lock()
         self._tokens: dict[Scopes, _Token] = {}
@@ -92,8 +100,8 @@ class Authenticator:
         challenge, kept = self._challenge, self._kept(scopes)
         shown = kept or self._authorization(challenge, scopes)
         answer = self._transport.send(method, url, {**headers, **shown}, what=what)
-        if answer.status != 401:
-            return answer
+        if answer.status != 401 or answer.elsewhere:
+            return answer  # only the registry itself may say who is to see the credentials
         asked = Challenge.parse(answer.headers.get("WWW-Authenticate", "")) or challenge
         self._challenge = asked
         self._drop(scopes, shown)
@@ -107,7 +115,7 @@ class Authenticator:
     def _kept(self, scopes: Scopes) -> dict[str, str]:
         with self._lock:
             token = self._tokens.get(scopes)
-        if token is None or time.monotonic() >= token.expires:
+        if token is None or self._clock() >= token.expires:
             return {}
         return {"Authorization": token.authorization}
 
@@ -134,7 +142,7 @@ class Authenticator:
 
     def _new_token(self, challenge: Challenge, scopes: Scopes) -> _Token:
         what = f"cannot get a token from {clean(urlsplit(challenge.realm).netloc)}"
-        began = time.monotonic()
+        began = self._clock()
         answer = self._ask(challenge, scopes, what)
         if answer.status != 200:
             raise answered(what, answer)

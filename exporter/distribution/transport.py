@@ -5,6 +5,7 @@ Spec: RFC 9110, section 15.4 (redirects).
 
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
@@ -76,15 +77,16 @@ class Transport:
             DestinationError: No complete answer came, or it leads nowhere.
             UsageError: The proxy that the environment names cannot be used.
         """
-        own = {"User-Agent": _USER_AGENT, **headers}
+        own, elsewhere = {"User-Agent": _USER_AGENT, **headers}, False
         for _ in range(_REDIRECTS + 1):
             answer = self._exchange(method, url, own, body, what)
             location = answer.headers.get("Location")
             if method not in _SAFE or location is None or not 300 < answer.status < 400:
-                return answer
+                return replace(answer, elsewhere=elsewhere)
             following = _follow(url, location, what)
             if urlsplit(following)[:2] != urlsplit(url)[:2]:
                 own.pop("Authorization", None)
+                elsewhere = True
             url = following
         raise PermanentDestinationError(f"{what}: it redirects in circles")
 

@@ -22,9 +22,7 @@ def storage_root(source: str) -> str:
     if not os.path.lexists(source) or not os.path.exists(start):
         raise SourceError(f"{source} does not exist")
     if not os.path.isdir(start):
-        raise SourceError(
-            f"{source} is not a directory", hint="unpack the archive and give the directory"
-        )
+        raise SourceError(f"{source} is not a directory")
     above = start
     while above != "/":
         if _is_root(above):

@@ -4,9 +4,9 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from exporter import manifest
@@ -20,7 +20,7 @@ from exporter.verdict import Problem, ProblemError, Verdict
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITING_SECONDS = 0.25  # more than a registry takes between the two steps of writing a tag
-_LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
+LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +53,35 @@ class BlobFile(NamedTuple):
     inode: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archived:
+    """What an archive says besides the tree that was made of it.
+
+    Attributes:
+        name: What the user calls the archive.
+        sizes: Bytes of blobs that the archive has and the tree need not have.
+        problems: Blobs that the archive has, but not whole.
+        verified: Blobs that were read to their end, and are what they are called.
+        unreadable: Tags that cannot be a link file in the tree.
+    """
+
+    name: str
+    sizes: Mapping[Digest, int] = field(default_factory=dict)
+    problems: Mapping[Digest, Problem] = field(default_factory=dict)
+    verified: Collection[Digest] = ()
+    unreadable: Sequence[UnreadableTag] = ()
+
+
 class Storage:
-    """One registry's storage tree, read only. Thread-safe: it keeps no state but its root.
+    """One registry's storage tree, read only. Thread-safe: it never changes.
 
     Attributes:
         root: Absolute path of `docker/registry/v2`.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, archived: Archived | None = None) -> None:
         self.root = root
+        self._archived = archived or Archived(name=root)
 
     @classmethod
     def open(cls, source: str) -> Self:
@@ -99,6 +119,7 @@ class Storage:
                 continue
             for tag in tags:
                 yield self._tag(repository, tag)
+        yield from self._archived.unreadable
 
     def revisions(self, repository: RepositoryName) -> Iterator[Digest | UnreadableTag]:
         """Yield the digest of every manifest that a repository has, sorted by link file.
@@ -151,20 +172,21 @@ class Storage:
 
     def without_tags(self) -> SourceError:
         """Return the error of a registry in which there is nothing to migrate, and why that is."""
+        name = f"the registry in {self._archived.name}"
         database = os.path.join(os.path.dirname(self.root), "lockfiles", "database-in-use")
         repositories = sum(1 for _ in self.repositories())
         if os.path.exists(database):
             return SourceError(
-                f"the registry in {self.root} keeps its tags in GitLab's metadata database",
+                f"{name} keeps its tags in GitLab's metadata database",
                 hint="only the manifests are on disk: --untagged takes them by digest",
             )
         if repositories:
             return SourceError(
-                f"the registry in {self.root} has {repositories} repositories and no tags",
+                f"{name} has {repositories} repositories and no tags",
                 hint="Harbor 2.15+ and OpenShift keep tags in a database; "
                 "--untagged takes the manifests by digest",
             )
-        return SourceError(f"the registry in {self.root} is empty: it has no repositories")
+        return SourceError(f"{name} is empty: it has no repositories")
 
     def repositories(self) -> Iterator[str | UnreadableTag]:
         """Yield the path of every directory that has `_manifests`, sorted, as found on disk.
@@ -211,6 +233,7 @@ class Storage:
             ProblemError: It is missing, unreadable, damaged, or no manifest.
         """
         path = layout.blob(digest)
+        self._raise_problem(digest)
         try:
             content = _read(f"{self.root}/{path}", manifest.MAX_SIZE)
         except FileNotFoundError:
@@ -239,7 +262,7 @@ class Storage:
             return digest
         try:
             path = f"{self.root}/{layout.layer_link(repository, digest)}"
-            return Digest.parse(_read(path, _LINK_LENGTH).decode("ascii", "replace"))
+            return Digest.parse(_read(path, LINK_LENGTH).decode("ascii", "replace"))
         except (OSError, ValueError):
             return digest
 
@@ -250,9 +273,12 @@ class Storage:
             ProblemError: It is missing or is not a regular file.
         """
         path = layout.blob(digest)
+        self._raise_problem(digest)
         try:
             status = os.lstat(f"{self.root}/{path}")
         except OSError as error:
+            if digest in self._archived.sizes:
+                return BlobFile(self._archived.sizes[digest], 0)
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             reason = "is not in the blob store" if missing else f"is unreadable: {error.strerror}"
             raise ProblemError(Verdict.MISSING_BLOB, path, f"the blob {digest} {reason}") from None
@@ -265,9 +291,15 @@ class Storage:
         """Return the digest that a blob's content really has; reads all of it.
 
         Raises:
-            ProblemError: It cannot be read.
+            ProblemError: It cannot be read, or is in an archive of which it was not asked for.
         """
         path = layout.blob(digest)
+        if self._is_only_archived(digest):
+            self._raise_problem(digest)
+            if digest in self._archived.verified:
+                return digest
+            message = f"the blob {digest} has not the stated size; --digests tells if it is whole"
+            raise ProblemError(Verdict.WRONG_SIZE, path, message)
         try:
             with open(os.open(f"{self.root}/{path}", _FLAGS), "rb", buffering=0) as file:
                 found = hashlib.file_digest(file, digest.algorithm)
@@ -278,7 +310,15 @@ class Storage:
 
     def is_readable(self, digest: Digest) -> bool:
         """Tell if this user may read the content of a blob."""
-        return os.access(self.path(digest), os.R_OK)
+        return self._is_only_archived(digest) or os.access(self.path(digest), os.R_OK)
+
+    def _is_only_archived(self, digest: Digest) -> bool:
+        return digest in self._archived.sizes and not os.path.lexists(self.path(digest))
+
+    def _raise_problem(self, digest: Digest) -> None:
+        problem = self._archived.problems.get(digest)
+        if problem is not None:
+            raise ProblemError(problem.verdict, problem.path, problem.message)
 
     def _tag(self, repository: str, tag: str) -> TaggedImage | UnreadableTag:
         path = layout.tag_link(repository, tag)
@@ -304,7 +344,7 @@ class Storage:
             FileNotFoundError: There is no such file.
         """
         try:
-            content = _read(f"{self.root}/{path}", _LINK_LENGTH)
+            content = _read(f"{self.root}/{path}", LINK_LENGTH)
             if content:
                 return Digest.parse(content.decode("ascii", "replace"))
         except FileNotFoundError:
