@@ -118,7 +118,8 @@ def staged(out: str) -> Iterator[ImageName]:
             with os.scandir(f"{out}/{prefix}") as entries:
                 names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
         except OSError as error:
-            raise UsageError(f"{out}/{prefix} cannot be read: {error.strerror}") from None
+            path = f"{out}/{prefix}".rstrip("/")
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         for name in names:
             if ":" in name:
                 try:

@@ -96,12 +96,16 @@ def _filled(
 
 
 def _needed(storage: Storage, selection: Selection, *, untagged: bool) -> tuple[int, set[Digest]]:
-    """Return how many images are selected, and every manifest and blob that they consist of."""
+    """Return how many images are selected, and the stored digests of all that they consist of."""
     images, _ = select(candidates(storage, untagged=untagged), selection)
     needed: set[Digest] = set()
-    for root in {image.digest for image in images}:
+    for root, repository in {
+        image.digest: image.name.repository for image in reversed(images)
+    }.items():
         closure = resolve(root, storage.manifest)
-        needed |= closure.manifests.keys() | closure.blobs.keys() | closure.foreign.keys()
+        needed |= closure.manifests.keys()
+        blobs = closure.blobs.keys() | closure.foreign.keys()
+        needed |= {storage.canonical(blob, repository) for blob in blobs}
     return len(images), needed
 
 

@@ -17,12 +17,13 @@ END = bytes(2 * BLOCK)
 
 
 class Run(NamedTuple):
-    """How a command ended, and what it took at most (bytes of resident memory)."""
+    """How a command ended, its peak of resident bytes, and the seconds that it kept a CPU busy."""
 
     code: int
     stdout: str
     stderr: str
     memory: int
+    cpu_seconds: float
 
 
 def skopeo_dir(*arguments: str | Path, stdin: Path | None = None, seconds: float = 60) -> Run:
@@ -50,6 +51,7 @@ def skopeo_dir(*arguments: str | Path, stdin: Path | None = None, seconds: float
             out.read().decode(errors="replace"),
             err.read().decode(errors="replace"),
             usage.ru_maxrss * 1024,
+            usage.ru_utime + usage.ru_stime,
         )
 
 

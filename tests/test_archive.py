@@ -146,6 +146,58 @@ def test_the_list_of_an_archive_is_that_of_its_tree(
     assert listed[:2] == skopeo_dir("list", "--json", source)[:2]
 
 
+@pytest.mark.parametrize("form", ["plain", "gzip", "stdin"])
+@pytest.mark.parametrize("options", [[], ["--digests"], ["--untagged"]], ids=str)
+def test_the_check_of_an_archive_is_that_of_its_tree(
+    form: str, options: list[str], registry: StorageBuilder, tmp_path: Path
+) -> None:
+    registry.index("app", "all", [registry.image("app", None, [b"a"])])
+    registry.image("app", "gone", [b"gone"])
+    registry.data(Digest.of(b"gone")).unlink()
+    registry.image("app", None, [b"untagged"])
+    made = tar(tmp_path / "x", registry.root, *(["-z"] if form == "gzip" else []), ".")
+    name = "-" if form == "stdin" else made
+    checked = skopeo_dir("check", "--json", *options, name, stdin=made)
+    assert checked[:2] == skopeo_dir("check", "--json", *options, registry.root)[:2]
+
+
+@pytest.mark.parametrize("command", [["check"], ["check", "--digests"]], ids=" ".join)
+def test_a_check_of_an_archive_finds_a_flipped_byte_as_far_as_it_was_asked_to(
+    command: list[str], registry: StorageBuilder, tmp_path: Path
+) -> None:
+    registry.image("app", "v1", [b"one", b"two"])
+    registry.image("app", "v2", [b"three"])
+    registry.data(Digest.of(b"two")).write_bytes(b"2wo")
+    run = skopeo_dir(*command, "--json", tar(tmp_path / "x", registry.root, "."))
+    lines = [orjson.loads(line) for line in run.stdout.splitlines()]
+    found = {line["name"]: line["verdict"] for line in lines if line["message_type"] == "checked"}
+    deep = "--digests" in command
+    assert found == {"app:v1": "wrong-digest" if deep else "ok", "app:v2": "ok"}
+    assert run.code == (3 if deep else 0)
+
+
+@pytest.mark.parametrize("options", [[], ["-z"]], ids=["plain", "gzip"])
+def test_untagged_manifests_and_sha512_blobs_are_exported_as_from_the_tree(
+    options: list[str], registry: StorageBuilder, tmp_path: Path
+) -> None:
+    registry.image("app", None, [b"untagged"])
+    layer = b"known as sha512"
+    stored, asked = Digest.of(layer), Digest.of(layer, algorithm="sha512")
+    digest = registry.image("app", "tmp", [layer])
+    raw = registry.data(digest).read_bytes().replace(stored.encode(), asked.encode())
+    registry.manifest("app", "v512", raw)
+    registry.link("app", f"_layers/sha512/{asked.hex}", stored)
+    shutil.rmtree(registry.v2 / "repositories/app/_manifests/tags/tmp")
+    made = tar(tmp_path / "x", registry.root, *options, ".")
+    runs = [
+        skopeo_dir("export", "--untagged", source, tmp_path / out)
+        for source, out in ((registry.root, "oracle"), (made, "out"))
+    ]
+    assert [run.code for run in runs] == [0, 0], runs
+    assert differences(tmp_path / "oracle", tmp_path / "out") == ""
+    assert len(list((tmp_path / "out").glob("app*"))) == 3
+
+
 def test_the_work_directory_keeps_nothing_of_an_archive(source: Path, tmp_path: Path) -> None:
     made = tar(tmp_path / "x", source, ".")
     assert skopeo_dir("export", made, tmp_path / "out").code == 0
@@ -223,7 +275,7 @@ def test_an_interrupted_run_goes_on_without_writing_a_blob_again(
 def test_what_does_not_fit_is_refused_before_it_is_written(
     limit: str, options: list[str], registry: StorageBuilder, tmp_path: Path
 ) -> None:
-    registry.image("app", "v1", [os.urandom(200_000) for _ in range(10)])
+    registry.image("app", "v1", [b"\x1f\x8b" + os.urandom(200_000) for _ in range(10)])
     made, out = tar(tmp_path / "x", registry.root, *options, "."), tmp_path / "out"
     out.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", out], check=True)

@@ -67,7 +67,9 @@ def connected(destination: Destination, access: Access) -> Iterator[tuple[Client
             access = replace(access, authfile=authfile)
         with Client(
             destination.host,
-            credentials=credentials.find(destination.host, access.authfile),
+            credentials=credentials.find(
+                destination.host, access.authfile, prefix=destination.prefix
+            ),
             tls_verify=tls_verify(access) is not False,
             cert_dir=access.dest_cert_dir,
         ) as client:

@@ -113,8 +113,8 @@ class ArchiveTree:
         archived = Archived(
             name=self._archive.name,
             sizes=self.sizes if sizes else {},
-            problems=self._problems,
             verified=self._verified,
+            problems=self._problems,
             unreadable=tuple(self._unreadable.values()),
         )
         return Storage(self._tree, archived=archived)

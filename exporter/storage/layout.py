@@ -44,6 +44,11 @@ def revisions(name: str) -> str:
     return f"repositories/{name}/{MANIFESTS}/revisions/sha256"
 
 
+def revision_link(name: str, digest: Digest) -> str:
+    """Return the link file that says that a repository has a manifest, relative to the root."""
+    return f"{revisions(name)}/{digest.hex}/link"
+
+
 def layer_link(name: str, digest: Digest) -> str:
     """Return the link file that says under which digest a repository's blob is stored."""
     algorithm, _, hexadecimal = digest.partition(":")
@@ -53,9 +58,3 @@ def layer_link(name: str, digest: Digest) -> str:
 def tag_link(name: str, tag: str) -> str:
     """Return the link file that says which digest a tag names, relative to the root."""
     return f"repositories/{name}/{MANIFESTS}/tags/{tag}/current/link"
-
-
-def revision_link(name: str, digest: Digest) -> str:
-    """Return the link file that says that a repository has a manifest, relative to the root."""
-    algorithm, _, hexadecimal = digest.partition(":")
-    return f"repositories/{name}/{MANIFESTS}/revisions/{algorithm}/{hexadecimal}/link"

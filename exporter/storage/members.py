@@ -21,10 +21,12 @@ _BLOB = re.compile(
     r"(?:(?P<root>.*)/)?blobs/(?P<algorithm>[a-z0-9]+)/(?P<shard>[0-9a-f]{2})/(?P<hex>[0-9a-f]+)/data",
     re.DOTALL,
 )
-_MANIFESTS = re.compile(
-    _ROOT + r"repositories/(?P<name>.+)/_manifests/"
-    r"(?:tags/(?P<tag>[^/]+)(?P<current>/current/link)?"
-    r"|revisions/(?P<algorithm>[a-z0-9]+)/(?P<hex>[0-9a-f]+)/link)",
+# Of `_layers` only what says under which sha256 a blob of another digest is stored.
+_LINKED = re.compile(r"/_manifests/|/_layers/sha(?:384|512)/")
+_LINK = re.compile(
+    _ROOT + r"repositories/(?P<name>.+)/"
+    r"(?:_manifests/tags/(?P<tag>[^/]+)(?P<current>/current/link)?"
+    r"|(?P<kind>_manifests/revisions|_layers)/(?P<algorithm>[a-z0-9]+)/(?P<hex>[0-9a-f]+)/link)",
     re.DOTALL,
 )
 
@@ -43,7 +45,7 @@ class Link:
 
     Attributes:
         root: What stands before `repositories`.
-        tag: `repository:tag` of a tag's link; empty for a revision's.
+        tag: `repository:tag` of a tag's link; empty for a revision's or a layer's.
         path: Of the link file below the root; empty if the names are not valid.
         error: What is not valid of the names; empty if all is.
         is_directory: It is the tag's directory.
@@ -62,7 +64,7 @@ Place = Blob | Link
 def place(name: str) -> Place | None:
     """Return which file of a registry's storage a member's name means, if any."""
     is_blob = name.endswith("/data")
-    if len(name) > _LONGEST_NAME or not (is_blob or "/_manifests/" in name):
+    if len(name) > _LONGEST_NAME or not (is_blob or _LINKED.search(name)):
         return None
     name = "/".join(part for part in name.split("/") if part not in {"", "."})
     return _blob(name) if is_blob else _link(name)
@@ -77,7 +79,7 @@ def _blob(name: str) -> Blob | None:
 
 
 def _link(name: str) -> Link | None:
-    found = _MANIFESTS.fullmatch(name)
+    found = _LINK.fullmatch(name)
     if found is None:
         return None
     root, tag = found["root"] or "", found["tag"]
@@ -91,7 +93,11 @@ def _link(name: str) -> Link | None:
     except ValueError as error:
         return Link(root, shown, "", f"{error}", is_directory) if shown else None
     digest = _digest(found)
-    return Link(root, "", layout.revision_link(repository, digest)) if digest else None
+    if digest is None:
+        return None
+    is_layer = found["kind"] == layout.LAYERS
+    link = layout.layer_link if is_layer else layout.revision_link
+    return Link(root, "", link(repository, digest))
 
 
 def _digest(found: re.Match[str]) -> Digest | None:

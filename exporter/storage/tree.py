@@ -60,15 +60,15 @@ class Archived:
     Attributes:
         name: What the user calls the archive.
         sizes: Bytes of blobs that the archive has and the tree need not have.
+        verified: Those of them that were read and are what they are called.
         problems: Blobs that the archive has, but not whole.
-        verified: Blobs that were read to their end, and are what they are called.
         unreadable: Tags that cannot be a link file in the tree.
     """
 
     name: str
     sizes: Mapping[Digest, int] = field(default_factory=dict)
+    verified: Collection[Digest] = frozenset()
     problems: Mapping[Digest, Problem] = field(default_factory=dict)
-    verified: Collection[Digest] = ()
     unreadable: Sequence[UnreadableTag] = ()
 
 
@@ -137,10 +137,14 @@ class Storage:
         for name in names:
             with suppress(FileNotFoundError):
                 found = self._link(f"{directory}/{name}/link", "the manifest's")
-                if isinstance(found, Problem):
-                    yield UnreadableTag(printable(f"{repository}@sha256:{name}"), found)
-                else:
+                if isinstance(found, Digest):
                     yield found
+                    continue
+                shown = f"{repository}@sha256:{name}"
+                image = None
+                with suppress(ValueError):
+                    image = ImageName.parse(shown)
+                yield UnreadableTag(printable(shown), found, image)
 
     def still_unreadable(self, tags: Sequence[UnreadableTag]) -> list[UnreadableTag]:
         """Read tags once more, after a moment; those that were only being written have changed.
@@ -153,13 +157,23 @@ class Storage:
         return [self._again(tag) for tag in tags]
 
     def _again(self, tag: UnreadableTag) -> UnreadableTag:
-        name = tag.image
-        if name is None or self._tag(name.repository, name.reference) == tag:
-            directory = layout.tags(name.repository) + f"/{name.reference}" if name else ""
-            if not name or os.path.lexists(f"{self.root}/{directory}"):
-                return tag
-        message = "the tag was written or deleted during the scan"
-        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, "", message))
+        if tag.image is None:
+            return tag
+        repository, reference = tag.image.repository, tag.image.reference
+        if isinstance(reference, Digest):
+            link = place = layout.revision_link(repository, reference)
+            whose = "the manifest's"
+        else:
+            link, whose = layout.tag_link(repository, reference), "the tag's"
+            place = os.path.dirname(os.path.dirname(link))
+        try:
+            found = self._link(link, whose)
+        except FileNotFoundError:
+            found = tag.problem
+        if found == tag.problem and os.path.lexists(f"{self.root}/{place}"):
+            return tag
+        message = f"{whose} link file was written or deleted during the scan"
+        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, link, message))
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
@@ -291,15 +305,14 @@ class Storage:
         """Return the digest that a blob's content really has; reads all of it.
 
         Raises:
-            ProblemError: It cannot be read, or is in an archive of which it was not asked for.
+            ProblemError: It cannot be read.
         """
-        path = layout.blob(digest)
         if self._is_only_archived(digest):
-            self._raise_problem(digest)
             if digest in self._archived.verified:
                 return digest
-            message = f"the blob {digest} has not the stated size; --digests tells if it is whole"
-            raise ProblemError(Verdict.WRONG_SIZE, path, message)
+            message = f"the blob {digest} has another size in the archive than its manifest says"
+            raise ProblemError(Verdict.WRONG_SIZE, layout.blob(digest), message)
+        path = layout.blob(digest)
         try:
             with open(os.open(f"{self.root}/{path}", _FLAGS), "rb", buffering=0) as file:
                 found = hashlib.file_digest(file, digest.algorithm)
