@@ -43,6 +43,11 @@ def copies(closure: Closure) -> list[Copy]:
         return [Copy(closure.root, Mode.CONVERT, tuple(closure.blobs), by_digest=False)]
     if not any(closure.manifests[child].is_index for child in closure.children()):
         return [Copy(closure.root, Mode.ALL, tuple(closure.blobs), by_digest=False)]
+    return children_first(closure)
+
+
+def children_first(closure: Closure) -> list[Copy]:
+    """Return the copies of every manifest for itself, each after all that it lists."""
     graph = {
         digest: [child.digest for child in manifest.children]
         for digest, manifest in closure.manifests.items()

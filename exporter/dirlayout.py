@@ -10,6 +10,7 @@ OUT/
 └── .skopeo-dir/                 ours
     ├── images.jsonl             every image that OUT should have: name and digest
     ├── lock
+    ├── results-*.jsonl, failed.txt   what the pushes did (`results`)
     ├── version                  the file that every image's `version` is a link of
     ├── building/                images being built; renamed when whole
     └── unpacked/                blobs out of an archive, while it is exported
@@ -79,6 +80,18 @@ def work_directory(out: str) -> str:
 def lock_file(out: str) -> str:
     """Return the file whose lock says that one run at a time writes to OUT."""
     return f"{work_directory(out)}/lock"
+
+
+def make_work_directory(out: str) -> None:
+    """Make the directory of ours in OUT, if it is not there; `out` is, whoever made it.
+
+    Raises:
+        SkopeoDirError: It cannot be made.
+    """
+    try:
+        os.makedirs(work_directory(out), exist_ok=True)
+    except OSError as error:
+        raise files.failure(error, out) from None
 
 
 def prepare(out: str) -> None:

@@ -4,8 +4,11 @@ Each event is a frozen record; `--json` prints it as a line whose `message_type`
 in lower case with underscores. The fields are public: add some, never change one.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import orjson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,10 @@ class Pushed:
         status: `pushed`, or `present` (it was there before).
         mounted: Blobs taken over from another repository of the destination instead of sent.
         tries: How many times skopeo was started.
+        seconds: What the tries took, waits between them left out.
+        bytes_sent: Of configs and layers that were uploaded.
+        bytes_mounted: Of those that were mounted.
+        bytes_present: Of those that the repository had already.
     """
 
     name: str
@@ -130,6 +137,10 @@ class Pushed:
     converted_from: str = ""
     mounted: int = 0
     tries: int = 0
+    seconds: float = 0.0
+    bytes_sent: int = 0
+    bytes_mounted: int = 0
+    bytes_present: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,12 +183,20 @@ class Failed:
         error: A word for scripts: a verdict of `check`, or `link`, `source`, `temporary`,
             `permanent`, `missing`, `different` or `earlier` (an image that it needs has failed).
         message: One sentence.
+        digest: What it should be; empty if that is not known.
+        destination: Of a push: `host/repository:tag`; empty if it has no name there.
+        tries: Of a push: how many times skopeo was started.
+        seconds: Of a push: what the tries took.
     """
 
     verb: str
     name: str
     error: str
     message: str
+    digest: str = ""
+    destination: str = ""
+    tries: int = 0
+    seconds: float = 0.0
 
 
 Event = (
@@ -193,6 +212,13 @@ Event = (
     | Failed
 )
 Observer = Callable[[Event], None]
+
+
+def json_line(event: Event) -> bytes:
+    """Return an event as one line of JSON."""
+    message_type = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+    values = {name: getattr(event, name) for name in event.__slots__}
+    return orjson.dumps({"message_type": message_type, **values}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def silent(_event: Event) -> None:

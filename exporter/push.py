@@ -1,13 +1,11 @@
 """Push the images of OUT with skopeo: in parallel, every blob once, and only what is not there."""
 
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import StrEnum
-from functools import partial
+from concurrent.futures import Executor, Future
 
-from exporter import dirlayout
-from exporter.copies import Copy, copies, source_directory
+from exporter.copies import Copy, children_first, source_directory
 from exporter.digest import Digest
 from exporter.distribution import Client
 from exporter.errors import (
@@ -17,128 +15,70 @@ from exporter.errors import (
     SourceError,
     TemporaryDestinationError,
 )
-from exporter.events import Event, Failed, Observer, Pushed, Skipped, Started, silent
-from exporter.plan import Selection, resolve
-from exporter.reference import Destination, ImageName, RepositoryName
+from exporter.events import Observer, Started, silent
+from exporter.outcome import Journey, PushSummary, Tally, failed_image, failed_unfit
+from exporter.pace import Pace
+from exporter.reference import RepositoryName
 from exporter.schedule import Job, Schedule
-from exporter.skopeo import Mode, Skopeo
-from exporter.verdict import Verdict
-from exporter.workers import Retry, Workers
-
-
-class Schema1(StrEnum):
-    """What becomes of Docker schema 1: its signature is not on disk, so its digest cannot stay."""
-
-    CONVERT = "convert"
-    SKIP = "skip"
-    FAIL = "fail"
-
-
-@dataclass(slots=True, kw_only=True)
-class PushSummary:
-    """What a push did.
-
-    Attributes:
-        images: Images that are at the destination now.
-        present: Those of them that were there before.
-        failed: Images that are not.
-        skipped: Images that were not to be pushed (Docker schema 1, if so asked).
-        mounted: Blobs taken over from another repository of the destination instead of sent.
-    """
-
-    images: int = 0
-    present: int = 0
-    failed: int = 0
-    skipped: int = 0
-    mounted: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
-class _Image:
-    """One image on its way.
-
-    Attributes:
-        name: What it is called in OUT.
-        digest: Of its manifest.
-        directory: Where it lies.
-        repository: What its repository is called at the destination.
-        copies: How it gets there.
-        tries: How often skopeo was started for it.
-        mounted: How many blobs were mounted for it.
-        converted: The digest that it got instead, if it had to be converted.
-    """
-
-    name: ImageName
-    digest: Digest
-    directory: str
-    repository: RepositoryName
-    copies: list[Copy]
-    tries: int = 0
-    mounted: int = 0
-    converted: Digest | None = None
-
-
-@dataclass(slots=True)
-class _Blobs:
-    """Every blob of the run, numbered, and in which repositories of the destination it is."""
-
-    numbers: dict[Digest, int] = field(default_factory=dict)
-    sizes: list[int] = field(default_factory=list)
-    places: list[set[RepositoryName]] = field(default_factory=list)
-
-    def number(self, digest: Digest, size: int) -> int:
-        """Return the number of a blob, a new one if it is met for the first time."""
-        if digest not in self.numbers:
-            self.numbers[digest] = len(self.sizes)
-            self.sizes.append(size)
-            self.places.append(set())
-        return self.numbers[digest]
+from exporter.shipment import Forecast, Image, Shipment, read_image
+from exporter.skopeo import ChildrenFirst, Mode, Skopeo
+from exporter.workers import Workers
 
 
 def push(
-    out: str,
-    destination: Destination,
+    shipment: Shipment,
     *,
     client: Client,
     skopeo: Skopeo,
     stop: Callable[[int], None],
-    selection: Selection | None = None,
-    jobs: int = 8,
-    schema1: Schema1 = Schema1.CONVERT,
-    retry: Retry | None = None,
+    pace: Pace | None = None,
     observe: Observer = silent,
 ) -> PushSummary:
-    """Bring the images of OUT to the destination, each under the digest that it has here.
+    """Bring images to the destination, each under the digest that it has here.
 
     The destination is the truth: a tag that already has the digest costs one HEAD. An image whose
     files are not what they must be fails before anything of it is sent. Temporary failures are
     tried again, permanent ones are reported once, and neither stops the others.
 
     Args:
-        out: Directory of images.
-        destination: Where to.
-        client: Speaks to its host.
+        shipment: The images.
+        client: Speaks to the destination.
         skopeo: Does the copying.
         stop: Ends the running skopeo processes, given the number of the signal that arrived.
-        selection: Which images; all by default.
-        jobs: How many skopeo processes at a time.
-        schema1: What becomes of Docker schema 1, which cannot arrive as it is.
-        retry: How to deal with temporary failures.
+        pace: How many at a time, and how patiently.
         observe: Is told about every image; called by one thread at a time.
 
     Raises:
-        UsageError: OUT holds no images, or none matches.
         DestinationError: The destination cannot be used at all.
         Interrupted: A signal arrived (it must have been made an exception in the main thread).
     """
-    named = (selection or Selection()).pick(dirlayout.images(out).items(), lambda item: item[0])
+    pace = pace or Pace()
     client.ping()
-    observe(Started(verb="push", images=len(named)))
-    work = _Push(client, skopeo, destination, schema1, observe)
-    loaded = (work.load(out, name, digest) for name, digest in named)
-    absent = work.absent([image for image in loaded if image is not None], jobs)
-    work.run(absent, jobs=jobs, retry=retry or Retry(), stop=stop)
-    return work.summary
+    observe(Started(verb="push", images=shipment.size))
+    pool = pace.requests()
+    try:
+        return _Push(shipment, client, skopeo, pool, observe).run(pace, stop)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def foresee(
+    shipment: Shipment, *, client: Client, pace: Pace, observe: Observer = silent
+) -> Forecast:
+    """Say what `push` would do, by asking only; `observe` is told of what would fail.
+
+    Raises:
+        DestinationError: The destination cannot be used at all.
+    """
+    client.ping()
+    with pace.requests() as pool:
+        absent = shipment.ask(client, pool, lambda _image: None)
+    for unfit in shipment.unfit:
+        observe(failed_unfit(unfit))
+    for image in absent:
+        if isinstance(image.found, DestinationError):
+            observe(failed_image(image, image.found, Journey()))
+    return shipment.forecast()
 
 
 class _Push:
@@ -146,184 +86,174 @@ class _Push:
 
     def __init__(
         self,
+        shipment: Shipment,
         client: Client,
         skopeo: Skopeo,
-        destination: Destination,
-        schema1: Schema1,
+        pool: Executor,
         observe: Observer,
     ) -> None:
+        self._shipment = shipment
+        self._blobs = shipment.blobs
         self._client = client
         self._skopeo = skopeo
-        self._destination = destination
-        self._schema1 = schema1
-        self._observe = observe
-        self._blobs = _Blobs()
-        self.summary = PushSummary()
+        self._pool = pool
+        self._tally = Tally(shipment, observe)
+        self._lock = threading.Lock()  # of the blobs' places and of the mounts
+        self._mounts: dict[tuple[RepositoryName, int], Future[bool]] = {}
 
-    def load(self, out: str, name: ImageName, digest: Digest) -> _Image | None:
-        """Read an image of OUT, and look at its files; None if it is not to be pushed."""
-        try:
-            repository = self._destination.repository(name.repository)
-        except ValueError as error:
-            self._tell(_failed(name, Verdict.INVALID_NAME, str(error)))
-            return None
-        directory = dirlayout.image_directory(out, name)
-        closure = resolve(digest, partial(dirlayout.read_manifest, directory, root=digest))
-        problems = closure.problems + dirlayout.blob_problems(directory, closure.blobs.values())
-        for problem in problems:
-            if not problem.verdict.exports:
-                self._tell(_failed(name, problem.verdict, problem.message))
-                return None
-            if problem.verdict is Verdict.SCHEMA1 and self._schema1 is not Schema1.CONVERT:
-                if self._schema1 is Schema1.SKIP:
-                    self._tell(Skipped(name=str(name), reason=problem.message))
-                else:
-                    self._tell(_failed(name, problem.verdict, problem.message))
-                return None
-        for blob in closure.blobs.values():
-            self._blobs.number(blob.digest, blob.size or 0)
-        return _Image(
-            name=name,
-            digest=digest,
-            directory=directory,
-            repository=repository,
-            copies=copies(closure),
-        )
-
-    def absent(self, images: list[_Image], jobs: int) -> list[_Image]:
-        """Return the images that the destination does not have, and learn where blobs are."""
-        absent: list[_Image] = []
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                for image, there in zip(images, pool.map(self._is_there, images), strict=True):
-                    if there:
-                        self._arrived(image, "present")
-                    else:
-                        absent.append(image)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return absent
-
-    def _is_there(self, image: _Image) -> bool:
-        try:
-            return (
-                self._client.manifest_digest(image.repository, image.name.reference) == image.digest
-            )
-        except DestinationError:
-            return False  # its own push will say what is wrong, and try again if that may help
-
-    def run(
-        self, images: list[_Image], *, jobs: int, retry: Retry, stop: Callable[[int], None]
-    ) -> None:
+    def run(self, pace: Pace, stop: Callable[[int], None]) -> PushSummary:
         """Push images until each has arrived or failed."""
-        steps: list[tuple[_Image, Copy]] = []
+        self._tally.begin()
+        if not (pace.fail_fast and self._tally.summary.failed):
+            images = self._shipment.ask(self._client, self._pool, self._tally.present)
+            self._run(images, pace, stop)
+        return self._tally.end()
+
+    def _run(self, images: list[Image], pace: Pace, stop: Callable[[int], None]) -> None:
+        steps: list[tuple[Image, Copy, Journey]] = []
+        journeys: list[list[Journey]] = []  # by the number of a step, those of its image
         queue: list[Job] = []
+        projects: dict[str, int] = {}
         for image in images:
-            first = len(queue)
-            for copy in image.copies:
+            first, own = len(steps), [Journey() for _ in image.copies]
+            project = projects.setdefault(image.project, len(projects))
+            for copy, journey in zip(image.copies, own, strict=True):
                 blobs = [self._blobs.numbers[blob] for blob in copy.blobs]
-                below = range(first, len(queue)) if copy.mode is Mode.INDEX_ONLY else ()
-                queue.append(Job(blobs=blobs, after=below))
-                steps.append((image, copy))
-        schedule = Schedule(queue, self._blobs.sizes)
+                below = range(first, len(steps)) if copy.mode is Mode.INDEX_ONLY else ()
+                queue.append(Job(blobs=blobs, project=project, after=below))
+                steps.append((image, copy, journey))
+                journeys.append(own)
+        schedule = Schedule(queue, self._blobs.sizes, jobs_per_project=pace.jobs_per_project)
         for blob, places in enumerate(self._blobs.places):
             if places:
                 schedule.settle(blob)
-
-        failed: set[ImageName] = set()
+        failed: set[str] = set()
 
         def report(number: int, error: SkopeoDirError | None, _lost: list[int]) -> None:
-            image, copy = steps[number]
-            if error is not None:
-                if image.name not in failed:  # several of its copies may fail
-                    self._tell(_failed(image.name, _word(error), error.message))
-                failed.add(image.name)
-            elif copy is image.copies[-1]:
-                self._arrived(image, "pushed")
-            else:
-                self._settle(image, copy)
+            image, copy, _ = steps[number]
+            whole = Journey.of(journeys[number])
+            if error is None:
+                for blob in copy.blobs:
+                    self._place(self._blobs.numbers[blob], image.repository)
+                if copy is image.copies[-1]:
+                    self._tally.arrived(image, whole)
+            elif image.reference not in failed:  # several of its copies may fail
+                failed.add(image.reference)
+                self._tally.failed(image, error, whole)
 
         def attempt(number: int) -> SkopeoDirError | None:
-            return self._attempt(*steps[number])
+            return self._attempt(*steps[number], workers)
 
-        Workers(schedule, attempt, report, jobs=jobs, retry=retry).run(stop=stop)
+        workers = Workers(
+            schedule, attempt, report, jobs=pace.jobs, retry=pace.retry, fail_fast=pace.fail_fast
+        )
+        workers.run(stop=stop)
 
-    def _attempt(self, image: _Image, copy: Copy) -> SkopeoDirError | None:
+    def _attempt(
+        self, image: Image, copy: Copy, journey: Journey, workers: Workers
+    ) -> SkopeoDirError | None:
         """Try one copy; return what went wrong with it."""
-        reference = _reference(self._destination, image, copy)
+        started = time.monotonic()
+        journey.tries += 1
         try:
-            self._mount(image, copy)
-            image.tries += 1
-            with source_directory(image.directory, copy) as directory:
-                pushed = self._skopeo.copy(directory, reference, mode=copy.mode)
+            if self._is_there(image, copy, journey):
+                return None
+            self._mount(image, copy, journey)
+            journey.pushed = self._copy(image, copy, journey, workers)
         except (DestinationError, SourceError) as error:
             return error
-        if copy.mode is Mode.CONVERT:
-            image.converted = pushed
-        elif pushed != copy.digest:
-            return PermanentDestinationError(f"arrived as {pushed} instead of {copy.digest}")
+        finally:
+            journey.seconds += time.monotonic() - started
+        if copy.mode is not Mode.CONVERT and journey.pushed != copy.digest:
+            return PermanentDestinationError(
+                f"arrived as {journey.pushed} instead of {copy.digest}"
+            )
         return None
 
-    def _mount(self, image: _Image, copy: Copy) -> None:
+    def _is_there(self, image: Image, copy: Copy, journey: Journey) -> bool:
+        """Tell if there is nothing to do after all.
+
+        An image that was not answered for has failed its first try by that. From the second try
+        on it is asked for again: it may have arrived and only the answer was lost, and Harbor
+        refuses to take an immutable tag a second time.
+
+        Raises:
+            DestinationError: There is no answer.
+        """
+        if journey.tries == 1:
+            if isinstance(image.found, DestinationError):
+                raise image.found
+            return False
+        reference = copy.digest if copy.by_digest else image.name.reference
+        return self._client.manifest_digest(image.repository, reference) == copy.digest
+
+    def _mount(self, image: Image, copy: Copy, journey: Journey) -> None:
         """Take over what another repository of the destination has, so that skopeo finds it there.
 
-        Skopeo mounts only what its own cache has seen it upload; we know without a cache.
+        Skopeo mounts only what its own cache has seen it upload; we know without a cache. All at
+        once, since each costs a round trip, and each once, however many images wait for it.
 
         Raises:
             TemporaryDestinationError: The destination is not answering.
         """
-        for digest in copy.blobs:
-            blob = self._blobs.numbers[digest]
-            # A snapshot: another thread may add a place at any moment.
-            places = tuple(self._blobs.places[blob])
-            if places and image.repository not in places:
-                try:
-                    mounted = self._client.mount(image.repository, digest, places[0])
-                except PermanentDestinationError:
-                    continue  # skopeo will upload it, or say why it cannot
-                if mounted:
-                    self._blobs.places[blob].add(image.repository)
-                    image.mounted += 1
+        asked: list[tuple[int, Future[bool], bool]] = []
+        with self._lock:
+            for digest in copy.blobs:
+                blob = self._blobs.numbers[digest]
+                places = self._blobs.places[blob]
+                if not places or image.repository in places:
+                    continue
+                key = image.repository, blob
+                is_first = key not in self._mounts
+                if is_first:
+                    self._mounts[key] = self._pool.submit(
+                        self._client.mount, image.repository, digest, next(iter(places))
+                    )
+                asked.append((blob, self._mounts[key], is_first))
+        failure: TemporaryDestinationError | None = None
+        for blob, mount, is_first in asked:
+            try:
+                if not mount.result():
+                    continue
+            except PermanentDestinationError:
+                continue  # skopeo will upload it, or say why it cannot
+            except TemporaryDestinationError as error:
+                failure = error
+                with self._lock:
+                    self._mounts.pop((image.repository, blob), None)
+                continue
+            self._place(blob, image.repository)
+            if is_first:
+                journey.mounted.add(blob)
+        if failure is not None:
+            raise failure
 
-    def _arrived(self, image: _Image, status: str) -> None:
-        for copy in image.copies:
-            self._settle(image, copy)
-        self.summary.images += 1
-        self.summary.present += status == "present"
-        self.summary.mounted += image.mounted
-        self._tell(
-            Pushed(
-                name=str(image.name),
-                destination=_reference(self._destination, image, image.copies[-1]),
-                digest=image.converted or image.digest,
-                converted_from=image.digest if image.converted else "",
-                status=status,
-                mounted=image.mounted,
-                tries=image.tries,
-            )
-        )
+    def _copy(self, image: Image, copy: Copy, journey: Journey, workers: Workers) -> Digest:
+        """Let skopeo send the rest; each blob is everyone's as soon as it has arrived."""
 
-    def _settle(self, image: _Image, copy: Copy) -> None:
-        for digest in copy.blobs:
-            self._blobs.places[self._blobs.numbers[digest]].add(image.repository)
+        def uploaded(digest: Digest) -> None:
+            blob = self._blobs.numbers.get(digest)
+            if blob is not None:
+                journey.sent.add(blob)
+                self._place(blob, image.repository)
+                workers.settle(blob)
 
-    def _tell(self, event: Event) -> None:
-        self.summary.failed += isinstance(event, Failed)
-        self.summary.skipped += isinstance(event, Skipped)
-        self._observe(event)
+        def copied(part: Copy) -> Digest:
+            with source_directory(image.directory, part) as directory:
+                return self._skopeo.copy(
+                    directory,
+                    image.reference_of(part),
+                    mode=part.mode,
+                    uploaded=uploaded,
+                    throttled=workers.slow_down,
+                )
 
+        try:
+            return copied(copy)
+        except ChildrenFirst:
+            parts = children_first(read_image(image.directory, copy.digest))
+            return [copied(part) for part in parts][-1]
 
-def _reference(destination: Destination, image: _Image, copy: Copy) -> str:
-    suffix = f"@{copy.digest}" if copy.by_digest else str(image.name)[len(image.name.repository) :]
-    return f"{destination.host}/{image.repository}{suffix}"
-
-
-def _failed(name: ImageName, error: str, message: str) -> Failed:
-    return Failed(verb="push", name=str(name), error=error, message=message)
-
-
-def _word(error: SkopeoDirError) -> str:
-    if isinstance(error, SourceError):
-        return "source"
-    return "temporary" if isinstance(error, TemporaryDestinationError) else "permanent"
+    def _place(self, blob: int, repository: RepositoryName) -> None:
+        with self._lock:
+            self._blobs.places[blob].add(repository)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Benchmarks, each against its rivals in one run: `scripts/bench.py tar`.
+"""Benchmarks, each against its rivals in one run: `scripts/bench.py push|tar`.
 
 Run them from the repository's root, with .venv/bin/python, on a quiet machine.
 """
@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts import bench_tar
+from scripts import bench_push, bench_tar
 
-BENCHES = {"tar": bench_tar.main}
+BENCHES = {"push": bench_push.main, "tar": bench_tar.main}
 
 
 def main() -> int:

@@ -558,27 +558,37 @@ def test_a_body_that_was_cut_is_temporary_and_never_hashed(tmp_path: Path) -> No
     assert error.exit_code == 5
 
 
-def test_harbors_401_for_a_project_that_is_not_there_does_not_stop_a_push(tmp_path: Path) -> None:
+def test_harbors_401_for_a_project_that_is_not_there_is_named_and_tried_once(
+    tmp_path: Path,
+) -> None:
     def harbor(method: str, path: str, _count: int) -> Fault | None:
         unknown = Refuse(401, code="UNAUTHORIZED", message="project team not found")
-        return unknown if method == "HEAD" and "/manifests/" in path else None
+        return unknown if method == "HEAD" and "/v2/team/" in path else None
 
-    StorageBuilder(tmp_path / "source").image("team/a", "1", [b"layer"])
+    builder = StorageBuilder(tmp_path / "source")
+    for repository in ("team/a", "there/a"):
+        builder.image(repository, "1", [b"layer"])
     out = tmp_path / "out"
     with (
         serve(tmp_path / "root") as real,
         fault_proxy(real.host, rule=harbor) as proxy,
         plain(real.host) as client,
     ):
+        codes, errors = [], ""
         for arguments in (
             ["export", str(tmp_path / "source"), str(out)],
             ["push", str(out), proxy.host, "--dest-tls-verify=false", "--insecure-policy"],
         ):
-            subprocess.run(
+            done = subprocess.run(
                 [sys.executable, "-m", "exporter", *arguments],
-                env=skopeo_environment(tmp_path / "data"), check=True, capture_output=True,
+                env=skopeo_environment(tmp_path / "data"), check=False, capture_output=True,
+                text=True,
             )  # fmt: skip
-        assert client.manifest_digest("team/a", "1") is not None
+            codes.append(done.returncode)
+            errors += done.stderr
+        assert codes == [0, 1]
+        assert "push failed: team/a:1: cannot look up team/a 1: 401" in errors
+        assert client.manifest_digest("there/a", "1") is not None
 
 
 def test_a_connection_lost_while_idle_is_made_again_except_for_what_changes_something(

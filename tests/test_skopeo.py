@@ -30,10 +30,12 @@ from exporter.errors import (
 from exporter.skopeo import (
     MAX_OUTPUT,
     MAX_SENTENCE,
+    ChildrenFirst,
     Finished,
     Mode,
     Options,
     Processes,
+    Run,
     Skopeo,
     explain,
 )
@@ -657,7 +659,7 @@ TEXTS: list[tuple[str, type[SkopeoDirError]]] = [
             'Manifest list must be converted to type "application/vnd.oci.image.index.v1+json" to'
             ' be written to destination, but we cannot modify it: "Instructed to preserve digests"'
         ),
-        SourceError,
+        ChildrenFirst,
     ),
     (
         (
@@ -707,11 +709,14 @@ def test_a_long_text_keeps_where_and_why() -> None:
 # --- what a runner may return
 
 
-def runner(finished: Finished) -> Callable[[Sequence[str]], Finished]:
-    return lambda command: finished
+def runner(finished: Finished) -> Run:
+    def run(command: Sequence[str], *, listen: Callable[[str], None] | None = None) -> Finished:
+        return finished
+
+    return run
 
 
-def with_runner(run: Callable[[Sequence[str]], Finished]) -> Skopeo:
+def with_runner(run: Run) -> Skopeo:
     return Skopeo(
         executable="skopeo",
         version="0",

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -14,6 +15,7 @@ from exporter import __version__
 from exporter.cli.check import check_images
 from exporter.cli.console import print_error
 from exporter.cli.export import export_images
+from exporter.cli.groups import ungrouped
 from exporter.cli.list import list_images
 from exporter.cli.migrate import migrate
 from exporter.cli.push import push_images
@@ -52,6 +54,7 @@ def _options(
 
 def _add(name: str, function: Callable[..., int]) -> None:
     """Add a command: it returns its exit code, and its errors become a sentence and theirs."""
+    function = ungrouped(function)
 
     @functools.wraps(function)
     def run(*args: object, **kwargs: object) -> NoReturn:
@@ -62,6 +65,12 @@ def _add(name: str, function: Callable[..., int]) -> None:
             # The reader of our output has gone (`| head`); the rest has nobody to go to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = EXIT_SOME_FAILED
+        except Interrupted as error:
+            print_error(error)
+            with suppress(OSError):
+                sys.stdout.flush()
+            # Not by `sys.exit`, which waits for every thread: one may wait for an answer.
+            os._exit(error.exit_code)
         except SkopeoDirError as error:
             print_error(error)
             code = error.exit_code

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def check_images(
     source: options.Source,
     *,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     untagged: options.Untagged = False,
     digests: Annotated[
         bool, typer.Option("--digests", help="Read every blob and compare it with its digest.")
@@ -33,8 +31,8 @@ def check_images(
     from exporter.cli.selection import selection
     from exporter.cli.source import exit_code, open_source, readable
 
-    registry = open_source(source, from_file=from_file)
-    wanted = selection(include, exclude, from_file)
+    registry = open_source(source, from_file=selecting.from_file)
+    wanted = selection(selecting)
     with readable(registry, digests=digests) as storage, listening(json=json) as observe:
         summary = check(
             storage,

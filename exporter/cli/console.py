@@ -4,7 +4,6 @@ A bar only on a terminal; elsewhere a line now and then. `--json` makes every ev
 summary one JSON line on stdout.
 """
 
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from exporter.errors import SkopeoDirError
-from exporter.events import Event, Failed, Observer, Started, Unpacking
+from exporter.events import Event, Failed, Observer, Started, Unpacking, json_line
 
 _EVERY_SECONDS = 10.0
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -79,8 +78,7 @@ def _sentence(event: Failed | Unpacking) -> str:
 
 class _JsonLines:
     def __call__(self, event: Event) -> None:
-        name = type(event).__name__
-        print_json(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(), event)
+        sys.stdout.buffer.write(json_line(event))
 
     def close(self) -> None:
         sys.stdout.flush()

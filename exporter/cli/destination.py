@@ -4,36 +4,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from exporter import credentials
+from exporter.cli.options import Access, Engine
 from exporter.distribution import Client
 from exporter.errors import UsageError
 from exporter.reference import Destination
 from exporter.skopeo import Options, Processes, Skopeo
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """How the destination is spoken to; the values of the options of the same names."""
-
-    authfile: str | None
-    username: str | None
-    password_stdin: bool
-    password_file: str | None
-    dest_tls_verify: str | None
-    dest_cert_dir: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """Which skopeo is started, and with which of its own options."""
-
-    executable: str
-    retry_times: int
-    command_timeout: str | None
-    policy: str | None
-    insecure_policy: bool
 
 
 def parse_destination(text: str) -> Destination:
@@ -91,7 +69,7 @@ def find_skopeo(engine: Engine, access: Access, processes: Processes) -> Skopeo:
         insecure_policy=engine.insecure_policy,
         command_timeout=engine.command_timeout,
     )
-    return Skopeo.probe(engine.executable, options=options, run=processes.run)
+    return Skopeo.probe(engine.skopeo, options=options, run=processes.run)
 
 
 def tls_verify(access: Access) -> bool | None:

@@ -17,9 +17,7 @@ def export_images(
     source: options.Source,
     out: options.Out,
     *,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     untagged: options.Untagged = False,
     json: options.Json = False,
 ) -> int:
@@ -33,9 +31,10 @@ def export_images(
     from exporter.cli.source import exit_code, linkable, open_source
     from exporter.export import export
 
-    registry = open_source(source, from_file=from_file)
-    wanted = selection(include, exclude, from_file)
-    out = out_directory(registry, out)
+    registry = open_source(source, from_file=selecting.from_file)
+    wanted = selection(selecting)
+    out = out_path(registry, out)
+    dirlayout.prepare(out)
     with (
         files.locked(dirlayout.lock_file(out)),
         listening(json=json) as observe,
@@ -49,19 +48,17 @@ def export_images(
     return exit_code(registry, failed=summary.failed > 0)
 
 
-def out_directory(registry: "Storage | Archive", out: str) -> str:
-    """Return the absolute path of OUT, made ready for an export.
+def out_path(registry: "Storage | Archive", out: str) -> str:
+    """Return the absolute path of OUT.
 
     Raises:
-        UsageError: OUT is inside the registry's storage, or is not fit.
+        UsageError: OUT is inside the registry's storage.
     """
-    from exporter import dirlayout
     from exporter.storage import Storage
 
     path = os.path.realpath(out)
     if isinstance(registry, Storage) and os.path.commonpath([path, registry.root]) == registry.root:
         raise UsageError(f"{out} is inside the registry's storage, which is never written to")
-    dirlayout.prepare(path)
     return path
 
 

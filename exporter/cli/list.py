@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 def list_images(
     source: options.Source,
     *,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     untagged: options.Untagged = False,
     names: Annotated[
         bool, typer.Option("--names", help="Print REPOSITORY:TAG lines and nothing else.")
@@ -33,8 +31,8 @@ def list_images(
     from exporter.inventory import inventory
     from exporter.plan import candidates, select
 
-    registry = open_source(source, from_file=from_file)
-    wanted = selection(include, exclude, from_file)
+    registry = open_source(source, from_file=selecting.from_file)
+    wanted = selection(selecting)
     with readable(registry) as storage:
         if names:
             images, unreadable = select(candidates(storage, untagged=untagged), wanted)

@@ -12,7 +12,7 @@ from exporter.cli import options
 from exporter.cli import push as push_command
 from exporter.cli import verify as verify_command
 from exporter.cli.console import human_size, listening, print_json
-from exporter.errors import UsageError
+from exporter.errors import EXIT_OK, UsageError
 from exporter.events import Event, Exported, Failed, Observer
 
 if TYPE_CHECKING:
@@ -54,23 +54,11 @@ def migrate(
             help="Where the dir: images go: the source's file system. Default: SOURCE.skopeo-dir",
         ),
     ] = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     untagged: options.Untagged = False,
-    jobs: options.Jobs = 8,
-    schema1: options.OldSchema = "convert",
-    authfile: options.Authfile = None,
-    username: options.Username = None,
-    password_stdin: options.PasswordStdin = False,
-    password_file: options.PasswordFile = None,
-    dest_tls_verify: options.TlsVerify = None,
-    dest_cert_dir: options.CertDir = None,
-    skopeo: options.Executable = "skopeo",
-    retry_times: options.RetryTimes = 0,
-    command_timeout: options.CommandTimeout = None,
-    policy: options.Policy = None,
-    insecure_policy: options.InsecurePolicy = False,
+    pushing: options.Pushing,
+    access: options.Access,
+    engine: options.Engine,
     json: options.Json = False,
 ) -> int:
     """Export, push and verify in one go.
@@ -78,39 +66,35 @@ def migrate(
     Run it again after any interruption: it does what is left.
     """
     from exporter import dirlayout, files
-    from exporter.cli.destination import Access, Engine, connected, find_skopeo, parse_destination
+    from exporter.cli.destination import connected, find_skopeo, parse_destination
     from exporter.cli.selection import selection
-    from exporter.cli.source import exit_code, linkable, open_source
+    from exporter.cli.source import exit_code, linkable, open_source, readable
     from exporter.export import export
-    from exporter.plan import Selection
-    from exporter.push import PushSummary, Schema1, push
+    from exporter.outcome import PushSummary
+    from exporter.plan import Selection, candidates, select
+    from exporter.shipment import Schema1, Shipment
     from exporter.skopeo import Processes
     from exporter.verify import VerifySummary, verify
 
     destination = parse_destination(dest)
-    access = Access(
-        authfile=authfile,
-        username=username,
-        password_stdin=password_stdin,
-        password_file=password_file,
-        dest_tls_verify=dest_tls_verify,
-        dest_cert_dir=dest_cert_dir,
-    )
-    engine = Engine(
-        executable=skopeo,
-        retry_times=retry_times,
-        command_timeout=command_timeout,
-        policy=policy,
-        insecure_policy=insecure_policy,
-    )
-    registry = open_source(source, from_file=from_file)
-    wanted = selection(include, exclude, from_file)
+    registry = open_source(source, from_file=selecting.from_file)
+    wanted = selection(selecting)
     processes = Processes()
+    path = export_command.out_path(registry, out or default_out(registry))
     with connected(destination, access) as (client, access_with_authfile):
+        if pushing.dry_run or pushing.print_commands:
+            skopeo = find_skopeo(engine, access, processes)
+            with readable(registry) as storage:
+                found = select(candidates(storage, untagged=untagged), wanted)
+                shipment = Shipment.of_storage(
+                    storage, path, destination, found, schema1=Schema1(pushing.schema1)
+                )
+            code = push_command.foretell(shipment, client, skopeo, pushing, json=json)
+            return exit_code(registry, failed=code != EXIT_OK)
         # What would stop the push is found before anything is built.
-        engine_found = find_skopeo(engine, access_with_authfile, processes)
+        skopeo = find_skopeo(engine, access_with_authfile, processes)
         client.ping()
-        path = export_command.out_directory(registry, out or default_out(registry))
+        dirlayout.prepare(path)
         with files.locked(dirlayout.lock_file(path)), listening(json=json) as observe:
             outcome = _Outcome(observe)
             with linkable(registry, path, wanted, observe, untagged=untagged) as storage:
@@ -120,19 +104,22 @@ def migrate(
             whole = Selection(names=outcome.exported)
             pushed, verified = PushSummary(), VerifySummary()
             if outcome.exported:
-                pushed = push(
+                pushed = push_command.deliver(
                     path,
-                    destination,
-                    client=client,
-                    skopeo=engine_found,
+                    Shipment.of_out(path, destination, whole, schema1=Schema1(pushing.schema1)),
+                    client,
+                    skopeo,
+                    pushing,
                     stop=processes.stop,
-                    selection=whole,
-                    jobs=jobs,
-                    schema1=Schema1(schema1),
                     observe=outcome,
                 )
                 verified = verify(
-                    path, destination, client=client, selection=whole, jobs=jobs, observe=outcome
+                    path,
+                    destination,
+                    client=client,
+                    selection=whole,
+                    jobs=pushing.jobs,
+                    observe=outcome,
                 )
     summary = MigrateSummary(
         images=exported.images + exported.failed,
@@ -147,7 +134,7 @@ def migrate(
         print_json("summary", summary)
     else:
         sys.stdout.write(f"{export_command.sentence(exported)}\n")
-        sys.stdout.write(f"{push_command.sentence(pushed)}\n")
+        sys.stdout.write(f"{push_command.sentence(pushed, path)}\n")
         sys.stdout.write(f"{verify_command.sentence(verified)}\n")
         sys.stdout.write(f"{_sentence(summary)}\n")
     return exit_code(registry, failed=summary.failed > 0)

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, declared once."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
@@ -60,6 +61,47 @@ Untagged = Annotated[
 Jobs = Annotated[
     int,
     typer.Option("--jobs", "-j", metavar="N", min=1, max=64, help="How many images at a time."),
+]
+JobsPerProject = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs-per-project",
+        metavar="N",
+        min=1,
+        help="How many images at a time into one project: Harbor's quota is counted there.",
+    ),
+]
+FailFast = Annotated[
+    bool,
+    typer.Option(
+        "--fail-fast/--keep-going", help="Start nothing more once an image has failed, or go on."
+    ),
+]
+DigestFile = Annotated[
+    str | None,
+    typer.Option(
+        "--digestfile",
+        metavar="FILE",
+        help="Write a line for each image at the destination: digest docker://REFERENCE.",
+    ),
+]
+Via = Annotated[
+    Literal["copy", "sync"],
+    typer.Option(
+        "--via",
+        help="Push by `skopeo copy` of each image, or by `skopeo sync` of each repository.",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", "-n", help="Change nothing; say what would be pushed and sent."),
+]
+PrintCommands = Annotated[
+    bool,
+    typer.Option(
+        "--print-commands",
+        help="Change nothing; print the skopeo command of every image that is to be pushed.",
+    ),
 ]
 OldSchema = Annotated[
     Literal["convert", "skip", "fail"],
@@ -143,3 +185,49 @@ InsecurePolicy = Annotated[
     bool,
     typer.Option("--insecure-policy", help="Run skopeo without a trust policy."),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selecting:
+    """Which images are meant."""
+
+    include: Include = None
+    exclude: Exclude = None
+    from_file: FromFile = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushing:
+    """What a push does, and how hard it works."""
+
+    dry_run: DryRun = False
+    print_commands: PrintCommands = False
+    jobs: Jobs = 8
+    jobs_per_project: JobsPerProject = None
+    fail_fast: FailFast = False
+    via: Via = "copy"
+    digestfile: DigestFile = None
+    schema1: OldSchema = "convert"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How the destination is spoken to."""
+
+    authfile: Authfile = None
+    username: Username = None
+    password_stdin: PasswordStdin = False
+    password_file: PasswordFile = None
+    dest_tls_verify: TlsVerify = None
+    dest_cert_dir: CertDir = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Which skopeo is started, and with which of its own options."""
+
+    skopeo: Executable = "skopeo"
+    retry_times: RetryTimes = 0
+    command_timeout: CommandTimeout = None
+    policy: Policy = None
+    insecure_policy: InsecurePolicy = False

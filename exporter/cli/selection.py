@@ -2,20 +2,22 @@
 
 import sys
 
+from exporter.cli.options import Selecting
 from exporter.errors import UsageError
 from exporter.plan import Selection
 
 
-def selection(
-    include: list[str] | None, exclude: list[str] | None, from_file: str | None
-) -> Selection:
+def selection(selecting: Selecting) -> Selection:
     """Return what the three options mean together: an image must pass all of them.
 
     Raises:
         UsageError: The file cannot be read or lists nothing.
     """
-    names = None if from_file is None else _names(from_file)
-    return Selection(include=include or (), exclude=exclude or (), names=names)
+    return Selection(
+        include=selecting.include or (),
+        exclude=selecting.exclude or (),
+        names=None if selecting.from_file is None else _names(selecting.from_file),
+    )
 
 
 def _names(path: str) -> list[str]:

@@ -16,36 +16,21 @@ def verify_images(
     out: options.Out,
     dest: options.Dest,
     *,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    from_file: options.FromFile = None,
+    selecting: options.Selecting,
     jobs: options.Jobs = 8,
-    authfile: options.Authfile = None,
-    username: options.Username = None,
-    password_stdin: options.PasswordStdin = False,
-    password_file: options.PasswordFile = None,
-    dest_tls_verify: options.TlsVerify = None,
-    dest_cert_dir: options.CertDir = None,
+    access: options.Access,
     json: options.Json = False,
 ) -> int:
     """Compare the destination with OUT.
 
     The digest of every tag, and of every child of an index, must be the same at both ends.
     """
-    from exporter.cli.destination import Access, connected, parse_destination
+    from exporter.cli.destination import connected, parse_destination
     from exporter.cli.selection import selection
     from exporter.verify import verify
 
     destination = parse_destination(dest)
-    access = Access(
-        authfile=authfile,
-        username=username,
-        password_stdin=password_stdin,
-        password_file=password_file,
-        dest_tls_verify=dest_tls_verify,
-        dest_cert_dir=dest_cert_dir,
-    )
-    wanted = selection(include, exclude, from_file)
+    wanted = selection(selecting)
     with connected(destination, access) as (client, _), listening(json=json) as observe:
         summary = verify(
             os.path.realpath(out),

@@ -4,17 +4,19 @@ It knows nothing of which image is pushed when.
 """
 
 from exporter.skopeo.command import Mode, Options, Skopeo
-from exporter.skopeo.messages import MAX_SENTENCE, explain
-from exporter.skopeo.processes import GRACE_SECONDS, MAX_OUTPUT, Finished, Processes
+from exporter.skopeo.messages import MAX_SENTENCE, ChildrenFirst, explain
+from exporter.skopeo.processes import GRACE_SECONDS, MAX_OUTPUT, Finished, Processes, Run
 
 __all__ = [
     "GRACE_SECONDS",
     "MAX_OUTPUT",
     "MAX_SENTENCE",
+    "ChildrenFirst",
     "Finished",
     "Mode",
     "Options",
     "Processes",
+    "Run",
     "Skopeo",
     "explain",
 ]

@@ -6,15 +6,15 @@ Spec: containers/skopeo, docs/skopeo-copy.1.md and cmd/skopeo.
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
 
 from exporter.digest import Digest
 from exporter.errors import TemporaryDestinationError, UsageError
-from exporter.skopeo.messages import explain
-from exporter.skopeo.processes import Finished
+from exporter.skopeo.messages import explain, is_throttled, uploaded_digest
+from exporter.skopeo.processes import Run
 
 _REQUIRED = frozenset({"--preserve-digests", "--multi-arch", "--digestfile"})
 _INSTALL = "install it with the system's package manager, for example: apt-get install skopeo"
@@ -89,7 +89,7 @@ class Skopeo:
         copy_flags: Every `--flag` that `skopeo copy --help` lists.
         sync_flags: The same of `skopeo sync`; empty if there is no such command.
         options: What the user passed through.
-        run: Starts a process and waits for it; `Processes.run`, or a fake.
+        run: Starts a process and waits for it.
     """
 
     executable: str
@@ -97,7 +97,7 @@ class Skopeo:
     copy_flags: frozenset[str]
     sync_flags: frozenset[str]
     options: Options
-    run: Callable[[Sequence[str]], Finished] = field(repr=False)
+    run: Run = field(repr=False)
 
     @classmethod
     def probe(
@@ -105,7 +105,7 @@ class Skopeo:
         executable: str = "skopeo",
         *,
         options: Options,
-        run: Callable[[Sequence[str]], Finished],
+        run: Run,
     ) -> Self:
         """Find skopeo and ask it what it can do; its version is not trusted to tell.
 
@@ -165,7 +165,49 @@ class Skopeo:
             f"docker://{destination}",
         ]
 
-    def copy(self, source: str, destination: str, *, mode: Mode = Mode.ALL) -> Digest:
+    def sync_command(self, source: str, destination: str) -> list[str]:
+        """Return the command that pushes every image below a directory. Pure; it holds no secret.
+
+        Args:
+            source: Absolute path of a directory of `dir:` images, in its shortest form.
+            destination: `host[:port][/prefix]`.
+        """
+        return [
+            self.executable,
+            *self.options.global_flags(),
+            "sync",
+            *Mode.ALL.value,
+            "--scoped",
+            "--keep-going",
+            *self.options.destination_flags(),
+            *("--src", "dir", "--dest", "docker"),
+            source,
+            destination,
+        ]
+
+    def sync(self, source: str, destination: str) -> None:
+        """Push every image below a directory, one after another.
+
+        Args:
+            source: See `sync_command`.
+            destination: See `sync_command`.
+
+        Raises:
+            SkopeoDirError: As for `copy`; of several failures the last speaks.
+        """
+        finished = self.run(self.sync_command(source, destination))
+        if finished.returncode != 0:
+            raise explain(finished.stderr, source=source)
+
+    def copy(
+        self,
+        source: str,
+        destination: str,
+        *,
+        mode: Mode = Mode.ALL,
+        uploaded: Callable[[Digest], None] | None = None,
+        throttled: Callable[[], None] | None = None,
+    ) -> Digest:
         """Push one image directory and return the digest that was pushed.
 
         Blocks until skopeo has ended. Another call for the same image is harmless. Success says
@@ -176,6 +218,9 @@ class Skopeo:
             source: See `copy_command`.
             destination: See `copy_command`.
             mode: See `copy_command`.
+            uploaded: Is given every blob as soon as it is sent whole, also by a copy that fails
+                later; by this thread.
+            throttled: Is called when the destination has asked skopeo to slow down; by this thread.
 
         Raises:
             TemporaryDestinationError: Another try may help. An error that we do not know counts
@@ -187,10 +232,17 @@ class Skopeo:
         """
         command = self.copy_command(source, destination, mode=mode, digestfile="/dev/stdout")
         copy = command.index("copy")
-        # --quiet leaves stdout to the digest. --debug because a refused index is otherwise
-        # reported as "must be converted", see `_fatal`.
+        # --quiet leaves stdout to the digest. --debug tells when a blob has been sent, and why an
+        # index was refused, which is otherwise reported as "must be converted" (see `_fatal`).
         command[copy : copy + 1] = ["--debug", "copy", "--quiet"]
-        finished = self.run(command)
+
+        def listen(line: str) -> None:
+            if uploaded is not None and (digest := uploaded_digest(line)) is not None:
+                uploaded(digest)
+            if throttled is not None and is_throttled(line):
+                throttled()
+
+        finished = self.run(command, listen=listen)
         if finished.returncode < 0:
             raise TemporaryDestinationError(f"skopeo was killed by signal {-finished.returncode}")
         if finished.returncode != 0:

@@ -6,6 +6,7 @@ copy/) as skopeo 1.9.3 prints them; tests/test_skopeo.py holds them.
 
 import re
 
+from exporter.digest import Digest
 from exporter.errors import (
     PermanentDestinationError,
     SkopeoDirError,
@@ -13,6 +14,11 @@ from exporter.errors import (
     TemporaryDestinationError,
     UsageError,
 )
+
+
+class ChildrenFirst(SourceError):  # noqa: N818 - it says what to do about it
+    """Skopeo cannot push this index in one go, but each child by its digest, then it alone."""
+
 
 MAX_SENTENCE = 400
 """Longest error sentence in characters; the middle of a longer one is cut out."""
@@ -40,6 +46,27 @@ def explain(stderr: str, *, source: str) -> SkopeoDirError:
     return TemporaryDestinationError(sentence)
 
 
+def uploaded_digest(line: str) -> Digest | None:
+    """Return the blob whose upload a line of the debug log ends; None for any other line.
+
+    Spec: containers/image, docker/docker_image_dest.go, PutBlob: "Upload of layer %s complete";
+    it says so of configs too, and not of a blob that was there already.
+    """
+    found = _UPLOADED.search(line)
+    return Digest.parse(found[1]) if found is not None else None
+
+
+def is_throttled(line: str) -> bool:
+    """Tell if a line of the debug log says that skopeo waits because it asked too much (429).
+
+    It does so by itself, up to five times with growing waits, and may succeed after all.
+
+    Spec: containers/image, docker/docker_client.go, makeRequestToResolvedURL.
+    """
+    return "Too many requests to " in line and ": sleeping for " in line
+
+
+_UPLOADED = re.compile(r"Upload of layer (sha256:[0-9a-f]{64}) complete")
 _EXPORT_AGAIN = "check the source and export the image again"
 _TEMPORARY_STATUSES = frozenset({408, 425, 429})
 
@@ -62,12 +89,17 @@ _RULES: tuple[tuple[re.Pattern[str], type[SkopeoDirError], str], ...] = tuple(
             _EXPORT_AGAIN,
         ),
         (
-            # What skopeo cannot copy as it is: nested indexes, sha512 blobs, raw schema 1, and
-            # in 1.14 to 1.22 an OCI index with zstd children (containers/skopeo issue 2627).
+            # An index in an index, and, in 1.14 to 1.22, an OCI index with zstd children
+            # (containers/skopeo issue 2627).
+            r"unexpectedly received a manifest list|manifest list must be converted",
+            ChildrenFirst,
+            "",
+        ),
+        (
+            # What skopeo cannot copy as it is: sha512 blobs, raw schema 1.
             (
-                r"unexpectedly received a manifest list|saved with digest"
-                r"|embedded docker reference|would not match destination reference"
-                r"|manifest list must be converted"
+                r"saved with digest|embedded docker reference"
+                r"|would not match destination reference"
             ),
             SourceError,
             "",
@@ -108,6 +140,9 @@ _RULES: tuple[tuple[re.Pattern[str], type[SkopeoDirError], str], ...] = tuple(
 )
 
 _LINE = re.compile(r'^time="?[^" ]*"? level=(\w+) msg=(?:"((?:[^"\\]|\\.)*)"|(\S*))', re.MULTILINE)
+_SYNC_ERROR = re.compile(
+    r'level=error msg="Error copying ref (?:[^"\\]|\\.)*" error="((?:[^"\\]|\\.)*)"'
+)
 _ESCAPE = re.compile(r'\\(["\\ntr])')
 _INDEX_REFUSED = re.compile(r"Upload of manifest list type \S+ failed: (.*)", re.DOTALL)
 
@@ -118,6 +153,9 @@ def _fatal(stderr: str) -> str:
     message = next((text for level, text in reversed(lines) if level == "fatal"), None)
     if message is None:
         return stderr.strip().rpartition("\n")[2]
+    if message.startswith("Sync failed due to previous reported error"):
+        errors: list[str] = _SYNC_ERROR.findall(stderr)
+        message = _unescape(errors[-1]) if errors else message
     if "must be converted" in message:
         # When a registry refuses an index, skopeo tries the next format, may not convert, and
         # reports only that; the refusal is in the debug log (copy/copy.go, copyMultipleImages).

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Protocol, cast
 
 from exporter.errors import Interrupted, UsageError
 
@@ -29,6 +30,15 @@ class Finished:
     stderr: str
 
 
+class Run(Protocol):
+    """Starts a process and waits for it; `Processes.run`, or a fake."""
+
+    def __call__(
+        self, command: Sequence[str], *, listen: Callable[[str], None] | None = None
+    ) -> Finished:
+        """See `Processes.run`."""
+
+
 class Processes:
     """Runs processes to their end, and ends them all when told to. Thread-safe.
 
@@ -43,16 +53,23 @@ class Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped_by: int | None = None
 
-    def run(self, command: Sequence[str]) -> Finished:
+    def run(
+        self, command: Sequence[str], *, listen: Callable[[str], None] | None = None
+    ) -> Finished:
         """Run `command` and return what became of it, whatever its return code is.
+
+        Args:
+            command: Program and arguments.
+            listen: Is given every line of stderr while the process runs, by this thread.
 
         Raises:
             Interrupted: `stop` was called before it had succeeded.
             UsageError: It cannot be started.
         """
-        # Files, not pipes: no reader to starve, no limit to block on, and nothing is left behind.
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-            process = self._start(command, stdout, stderr)
+        with tempfile.TemporaryFile() as stdout:
+            process = self._start(command, stdout)
+            with cast("IO[bytes]", process.stderr) as stream:
+                stderr = _read(stream, listen)
             # WNOWAIT: until it is reaped, under the lock, nobody else can have its process id,
             # so `stop` never signals a stranger.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -62,7 +79,9 @@ class Processes:
                 self._changed.notify_all()
                 if returncode != 0 and self._stopped_by is not None:
                     raise Interrupted(self._stopped_by)
-            return Finished(returncode, _tail(stdout), _tail(stderr))
+            size = stdout.seek(0, os.SEEK_END)
+            stdout.seek(max(0, size - MAX_OUTPUT))
+            return Finished(returncode, stdout.read().decode(errors="replace"), stderr)
 
     def stop(self, signal_number: int, *, grace_seconds: float = GRACE_SECONDS) -> None:
         """End every process, and let no other start; idempotent.
@@ -81,9 +100,7 @@ class Processes:
                 self._signal(signal.SIGKILL)
                 self._changed.wait_for(lambda: not self._running, GRACE_SECONDS)
 
-    def _start(
-        self, command: Sequence[str], stdout: IO[bytes], stderr: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, command: Sequence[str], stdout: IO[bytes]) -> subprocess.Popen[bytes]:
         with self._changed:
             if self._stopped_by is not None:
                 raise Interrupted(self._stopped_by)
@@ -92,7 +109,7 @@ class Processes:
                     [*_dying_with_us(), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
-                    stderr=stderr,
+                    stderr=subprocess.PIPE,
                     process_group=0,
                 )
             except OSError as error:
@@ -105,10 +122,17 @@ class Processes:
             os.killpg(process.pid, number)
 
 
-def _tail(file: IO[bytes]) -> str:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - MAX_OUTPUT))
-    return file.read().decode(errors="replace")
+def _read(stream: IO[bytes], listen: Callable[[str], None] | None) -> str:
+    """Read to the end, pass each line on, and return the end of it all."""
+    kept, size = deque[bytes](), 0
+    for line in iter(lambda: stream.readline(MAX_OUTPUT), b""):
+        if listen is not None:
+            listen(line.decode(errors="replace"))
+        kept.append(line)
+        size += len(line)
+        while size - len(kept[0]) >= MAX_OUTPUT:
+            size -= len(kept.popleft())
+    return b"".join(kept)[-MAX_OUTPUT:].decode(errors="replace")
 
 
 @functools.cache
