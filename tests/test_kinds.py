@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -121,9 +122,10 @@ def everything(root: Path) -> None:
     artifact(builder, "kinds/artifact", f"sha256-{'1' * 64}.sig")
     artifact(builder, "kinds/artifact", f"sha256-{'1' * 64}.att")
     artifact(builder, "kinds/artifact", f"sha256-{'1' * 64}.sbom")
+    builder.layer("kinds/artifact", b"misstated")
     artifact(
         builder, "kinds/artifact", "misstated",
-        layers=[descriptor(b"policy", "application/vnd.example") | {"size": 7}],
+        layers=[descriptor(b"misstated", "application/vnd.example") | {"size": 60}],
     )  # fmt: skip
     builder.index("kinds/artifact", f"sha256-{'1' * 64}", [], kind="oci")
     inline = descriptor(EMPTY, "application/vnd.oci.empty.v1+json", data="e30=")
@@ -252,6 +254,27 @@ def test_a_manifest_that_misstates_the_size_of_its_config_gets_a_verdict(tmp_pat
     artifact(StorageBuilder(tmp_path / "source"), "app", "v1", config=wrong_size)
     code, rows, _ = run("check", tmp_path / "source", "--json", home=tmp_path)
     assert (code, rows[1]["verdict"]) == (1, "wrong-size")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "verdict"),
+    [([], 1, "wrong-size"), (["--digests"], 0, "misstated-size")],
+)
+def test_only_digests_tells_a_damaged_layer_of_an_archive_from_a_misstated_one(
+    arguments: list[str], code: int, verdict: str, tmp_path: Path
+) -> None:
+    """A file is read again to see which it is; of an archive nothing is read again unasked."""
+    builder = StorageBuilder(tmp_path / "source")
+    builder.layer("app", b"whole")
+    layers = [descriptor(b"whole", "application/vnd.example") | {"size": 60}]
+    artifact(builder, "app", "v1", layers=layers)
+    with tarfile.open(tmp_path / "source.tar", "w") as archive:
+        archive.add(builder.root / "docker", "docker")
+
+    found, rows, _ = run("check", tmp_path / "source.tar", *arguments, "--json", home=tmp_path)
+
+    checked = [row["verdict"] for row in rows if row["message_type"] == "checked"]
+    assert (found, checked) == (code, [verdict])
 
 
 def schema1(builder: StorageBuilder, repository: str, tag: str) -> str:

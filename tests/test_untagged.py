@@ -14,7 +14,7 @@ from exporter.events import Checked, Event
 from exporter.export import export
 from exporter.plan import candidates
 from exporter.reference import ImageName, RepositoryName
-from exporter.storage import Storage, TaggedImage
+from exporter.storage import Storage, TaggedImage, UnreadableTag
 from tests.builders import StorageBuilder
 from tests.registry import serve, skopeo
 
@@ -116,6 +116,22 @@ def test_untagged_manifests_of_a_repository_without_a_legal_name_are_named(tmp_p
     builder.image("app", "v1", [b"layer"])
     builder.image("App", None, [b"untagged"])
     assert verdicts(tmp_path) == {"app:v1": "ok", "App": "invalid-name"}
+
+
+def test_a_revision_link_that_was_being_written_has_changed_and_is_not_damaged(
+    tmp_path: Path,
+) -> None:
+    builder = StorageBuilder(tmp_path)
+    link = revision_link(builder, builder.image("app", None, [b"layer"]))
+    content = link.read_bytes()
+    link.write_bytes(b"")
+    storage = Storage.open(str(tmp_path))
+    seen = [each for each in storage.revisions(APP) if isinstance(each, UnreadableTag)]
+    still = storage.still_unreadable(seen)
+    link.write_bytes(content)
+    found = [still, storage.still_unreadable(seen)]
+    verdicts = [[each.problem.verdict for each in tags] for tags in found]
+    assert verdicts == [["empty-link"], ["changed-during-scan"]]
 
 
 def test_a_broken_untagged_manifest_is_not_said_to_have_changed(tmp_path: Path) -> None:

@@ -139,10 +139,14 @@ class Storage:
         for name in names:
             with suppress(FileNotFoundError):
                 found = self._link(f"{directory}/{name}/link", "the manifest's")
-                if isinstance(found, Problem):
-                    yield UnreadableTag(printable(f"{repository}@sha256:{name}"), found)
-                else:
+                if isinstance(found, Digest):
                     yield found
+                    continue
+                shown = f"{repository}@sha256:{name}"
+                image = None
+                with suppress(ValueError):
+                    image = ImageName.parse(shown)
+                yield UnreadableTag(printable(shown), found, image)
 
     def still_unreadable(self, tags: Sequence[UnreadableTag]) -> list[UnreadableTag]:
         """Read tags once more, after a moment; those that were only being written have changed.
@@ -155,13 +159,23 @@ class Storage:
         return [self._again(tag) for tag in tags]
 
     def _again(self, tag: UnreadableTag) -> UnreadableTag:
-        name = tag.image
-        if name is None or self._tag(name.repository, name.reference) == tag:
-            directory = layout.tags(name.repository) + f"/{name.reference}" if name else ""
-            if not name or os.path.lexists(f"{self.root}/{directory}"):
-                return tag
-        message = "the tag was written or deleted during the scan"
-        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, "", message))
+        if tag.image is None:
+            return tag
+        repository, reference = tag.image.repository, tag.image.reference
+        if isinstance(reference, Digest):
+            link = place = layout.revision_link(repository, reference)
+            whose = "the manifest's"
+        else:
+            link, whose = layout.tag_link(repository, reference), "the tag's"
+            place = os.path.dirname(os.path.dirname(link))
+        try:
+            found = self._link(link, whose)
+        except FileNotFoundError:
+            found = tag.problem
+        if found == tag.problem and os.path.lexists(f"{self.root}/{place}"):
+            return tag
+        message = f"{whose} link file was written or deleted during the scan"
+        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, link, message))
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
