@@ -4,7 +4,7 @@ import errno
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,12 +15,12 @@ from exporter.digest import Digest
 from exporter.errors import SkopeoDirError, UsageError
 from exporter.events import Exported, Failed
 from exporter.link import LinkCounts, LinkMode, Links
-from exporter.plan import Closure, blob_problems, resolve
+from exporter.plan import Closure, blob_files, resolve
 from exporter.reference import ImageName, RepositoryName
 from exporter.storage import BlobFile, Storage, TaggedImage
 from exporter.verdict import Problem, ProblemError, Verdict
 
-_REMEMBERED = 2**15  # blobs: tags that share some mostly follow each other
+_REMEMBERED = 2**13  # blobs: tags that share some mostly follow each other
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Batch:
 
     Attributes:
         events: One for each image.
-        sizes: Bytes of the registry's files that those which are whole consist of, by inode.
+        sizes: Bytes of the registry's files that those which were made consist of, by inode.
         counts: How these files came there.
         error: What ended the batch before its end, if anything did.
     """
@@ -43,28 +43,33 @@ class Batch:
 class Builder:
     """Builds image directories under OUT/.skopeo-dir/building and renames them into place.
 
-    Safe in forks, not in threads.
+    Safe in forks, not in threads. To be closed.
 
     Args:
         storage: Where the files are.
         out: A directory that `dirlayout.prepare` made ready.
         mode: How files come into images; what `link.choose` returned.
+        existing: The image directories that are there, right or not.
     """
 
-    def __init__(self, storage: Storage, out: str, mode: LinkMode) -> None:
+    def __init__(
+        self, storage: Storage, out: str, mode: LinkMode, existing: Collection[str]
+    ) -> None:
         self._storage = storage
         self._out = out
         self._mode = mode
-        self._existing = {str(name) for name in dirlayout.staged(out)}
+        self._existing = existing
         work = dirlayout.work_directory(out)
         self._work = f"{work}/{dirlayout.BUILDING}"
-        relays = f"{work}/{dirlayout.RELAYS}"
-        self._links = Links(mode, relays)
-        self.remove_unused_relays = self._links.remove_unused
-        self._own_links = Links(LinkMode.AUTO, relays)
-        path = f"{work}/{dirlayout.VERSION_FILE}"
+        self._work_descriptor = files.directory_descriptor(self._work)
+        relays = dirlayout.relays(out)
+        self._links = Links(mode, root=storage.root, work=self._work, relays=relays)
+        self._own_links = Links(LinkMode.AUTO, root=work, work=self._work, relays=relays)
         self._version = BlobFile(
-            Digest.of(dirlayout.VERSION), path, len(dirlayout.VERSION), os.stat(path).st_ino
+            Digest.of(dirlayout.VERSION),
+            dirlayout.VERSION_FILE,
+            len(dirlayout.VERSION),
+            os.stat(f"{work}/{dirlayout.VERSION_FILE}").st_ino,
         )
         self._parents: set[str] = set()
         self._serial = itertools.count()
@@ -73,9 +78,11 @@ class Builder:
         self.canonical = storage.canonical
         self._closure = lru_cache(1)(lambda root: resolve(root, storage.manifest))
 
-    def has(self, name: ImageName) -> bool:
-        """Tell if there is an image directory of that name, right or not."""
-        return str(name) in self._existing
+    def close(self) -> None:
+        """Close the directories that it names files from."""
+        self._links.close()
+        self._own_links.close()
+        os.close(self._work_descriptor)
 
     def files_needed(self, roots: Iterable[Digest]) -> list[int]:
         """Return the bytes of each file that has to be made before it can be linked."""
@@ -108,7 +115,8 @@ class Builder:
         except ProblemError as error:
             batch.events += [self._failed(name, digest, error.problem) for name in names]
             return
-        size = sum(file.size for file in contents.values())
+        size = sum([file.size for file in contents.values()])
+        sizes = {file.inode: file.size for file in contents.values()}
         for name in names:
             try:
                 status = self._place(name, contents)
@@ -120,7 +128,8 @@ class Builder:
                     Failed(verb="export", name=str(name), error="link", message=error.message)
                 )
                 continue
-            batch.sizes.update((file.inode, file.size) for file in contents.values())
+            if status != "unchanged":
+                batch.sizes |= sizes
             batch.events.append(
                 Exported(
                     name=str(name), digest=digest, status=status, files=len(contents), size=size
@@ -133,23 +142,20 @@ class Builder:
         Raises:
             ProblemError: A manifest or blob is missing or unusable.
         """
-        for problem in (*closure.problems, *blob_problems(closure, self, repository)):
-            if not problem.verdict.exports:
-                raise ProblemError(problem.verdict, problem.path, problem.message)
+        _raise_obstacles(closure.problems)
         contents = {dirlayout.MANIFEST: self.blob(closure.root)}
         for digest in closure.children():
             contents[dirlayout.child_manifest(digest)] = self.blob(digest)
-        for digest in (*closure.blobs, *self._present(closure.foreign)):
-            file = self.blob(self.canonical(digest, repository))
-            contents |= dict.fromkeys(dirlayout.blob_names(digest), file)
+        blobs, problems = blob_files(closure, self, repository)
+        _raise_obstacles(problems)
+        for digest, file in blobs.items():
+            for name in dirlayout.blob_names(digest):
+                contents[name] = file
+        for digest in closure.foreign:
+            with suppress(ProblemError):  # if storage has it all the same, skopeo takes it along
+                file = self.blob(self.canonical(digest, repository))
+                contents |= dict.fromkeys(dirlayout.blob_names(digest), file)
         return contents
-
-    def _present(self, digests: Iterable[Digest]) -> Iterator[Digest]:
-        """Yield the foreign layers that storage has all the same; skopeo takes them along, too."""
-        for digest in digests:
-            with suppress(ProblemError):
-                self.blob(digest)
-                yield digest
 
     def _failed(self, name: ImageName, digest: Digest, problem: Problem) -> Failed:
         """Return the failure of an image; a registry in use may have moved its tag meanwhile."""
@@ -165,18 +171,16 @@ class Builder:
             final = dirlayout.image_directory(self._out, name)
         except ValueError as error:
             raise ProblemError(Verdict.INVALID_NAME, "", str(error)) from None
-        exists = self.has(name)
+        exists = str(name) in self._existing
         if exists and self._is_right(final, contents):
             return "unchanged"
         temporary = self._temporary()
-        os.mkdir(temporary)
-        for file_name, file in contents.items():
-            self._put(self._links, file, f"{temporary}/{file_name}")
-        self._put(self._own_links, self._version, f"{temporary}/{dirlayout.VERSION_FILE}")
+        os.mkdir(temporary, dir_fd=self._work_descriptor)
+        self._fill(temporary, contents)
         if exists:
-            old = self._temporary()
+            old = f"{self._work}/{self._temporary()}"
             os.rename(final, old)
-            os.rename(temporary, final)
+            os.rename(f"{self._work}/{temporary}", final)
             shutil.rmtree(old)
             return "replaced"
         parent = os.path.dirname(final)
@@ -184,7 +188,7 @@ class Builder:
             if parent not in self._parents:
                 os.makedirs(parent, exist_ok=True)
                 self._parents.add(parent)
-            os.rename(temporary, final)
+            os.rename(temporary, final, src_dir_fd=self._work_descriptor)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTDIR, errno.ENOTEMPTY}:
                 raise
@@ -192,16 +196,19 @@ class Builder:
         return "made"
 
     def _temporary(self) -> str:
-        return f"{self._work}/{os.getpid()}-{next(self._serial)}"
+        return f"{os.getpid()}-{next(self._serial)}"
 
-    def _put(self, links: Links, file: BlobFile, target: str) -> None:
-        try:
-            links.put(file.path, file.digest, target)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                message = f"{os.path.basename(target)} vanished from the blob store"
+    def _fill(self, directory: str, contents: dict[str, BlobFile]) -> None:
+        version, put = self._version, self._links.put
+        self._own_links.put(version.path, version.digest, f"{directory}/{dirlayout.VERSION_FILE}")
+        for name, file in contents.items():
+            try:
+                put(file.path, file.digest, f"{directory}/{name}")
+            except FileNotFoundError:
+                message = f"{name} vanished from the blob store"
                 raise ProblemError(Verdict.MISSING_BLOB, file.path, message) from None
-            raise link.refusal(error, file.path, self._out) from None
+            except OSError as error:
+                raise link.refusal(error, self._storage.path(file.digest), self._out) from None
 
     def _is_right(self, directory: str, contents: dict[str, BlobFile]) -> bool:
         """Tell if a directory has exactly the wanted names, each of them the right inode."""
@@ -213,3 +220,9 @@ class Builder:
                 if file is None or not links.is_right(entry, file.path, file.inode, file.digest):
                     return False
         return not wanted
+
+
+def _raise_obstacles(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        if not problem.verdict.exports:
+            raise ProblemError(problem.verdict, problem.path, problem.message)

@@ -9,6 +9,7 @@ OUT/
 │   └── <hex>.manifest.json      children of an index
 └── .skopeo-dir/                 ours
     ├── images.jsonl             every image that OUT should have: name and digest
+    ├── made.json                what the last export left, so that the next need not look inside
     ├── lock
     ├── results-*.jsonl, failed.txt   what the pushes did (`results`)
     ├── version                  the file that every image's `version` is a link of
@@ -24,6 +25,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import orjson
 
@@ -62,8 +64,8 @@ def blob_names(digest: Digest) -> tuple[str, ...]:
     Spec: image/v5.40.0 of container-libs names what is not sha256 `<algorithm>-<hex>`, and does
     not fall back to the name that all versions before it use.
     """
-    if digest.algorithm == "sha256":
-        return (digest.hex,)
+    if digest.startswith("sha256:"):
+        return (digest[7:],)
     return (digest.hex, f"{digest.algorithm}-{digest.hex}")
 
 
@@ -82,6 +84,11 @@ def image_directory(out: str, name: ImageName) -> str:
 def work_directory(out: str) -> str:
     """Return the directory of ours in OUT."""
     return f"{out}/{WORK}"
+
+
+def relays(out: str) -> str:
+    """Return the directory of relays, see `link`."""
+    return f"{work_directory(out)}/{RELAYS}"
 
 
 def lock_file(out: str) -> str:
@@ -304,6 +311,54 @@ def write_record(out: str, images: Mapping[ImageName, Digest]) -> None:
     for name, digest in rows:
         content += orjson.dumps({"name": name, "digest": digest}, option=orjson.OPT_APPEND_NEWLINE)
     files.write_atomically(f"{work_directory(out)}/images.jsonl", bytes(content))
+
+
+class Made(NamedTuple):
+    """An image directory as an export left it; its names are the same while this is.
+
+    Attributes:
+        digest: Of its manifest.
+        inode: Number of the directory.
+        changed: When a name in it was last made, removed or renamed, in ns: its ctime, which
+            nobody can set.
+        files: As `Exported` tells it.
+        size: As `Exported` tells it.
+    """
+
+    digest: str
+    inode: int
+    changed: int
+    files: int
+    size: int
+
+
+def read_made(out: str, *, of: Mapping[str, str]) -> dict[str, Made]:
+    """Return what exports left, by image name; nothing if that was made in another way.
+
+    Args:
+        out: The directory of images.
+        of: What `write_made` was given.
+    """
+    try:
+        with open(f"{work_directory(out)}/made.json", "rb") as file:
+            found = orjson.loads(file.read())
+        if found["of"] != of:
+            return {}
+        return {name: Made(*fields) for name, fields in found["images"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # it only saves time
+
+
+def write_made(out: str, made: Mapping[str, Made], *, of: Mapping[str, str]) -> None:
+    """Write what this export leaves; to be called when that would survive a power cut.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    images = {name: tuple(each) for name, each in made.items()}
+    files.write_atomically(
+        f"{work_directory(out)}/made.json", orjson.dumps({"of": of, "images": images})
+    )
 
 
 def _read(path: str) -> bytes:

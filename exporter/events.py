@@ -6,13 +6,12 @@ in lower case with underscores. The fields are public: add some, never change on
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple, get_args
 
 import orjson
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(NamedTuple):
     """A verb knows how much there is to do.
 
     Attributes:
@@ -24,8 +23,7 @@ class Started:
     images: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hashed:
+class Hashed(NamedTuple):
     """A blob was read to its end.
 
     Attributes:
@@ -37,8 +35,7 @@ class Hashed:
     right: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class Checked(NamedTuple):
     """What is to be said of an image of the registry.
 
     Attributes:
@@ -61,8 +58,7 @@ class Checked:
     broken_platforms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unpacking:
+class Unpacking(NamedTuple):
     """Blobs are about to be written out of an archive.
 
     Attributes:
@@ -80,8 +76,7 @@ class Unpacking:
     free: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unpacked:
+class Unpacked(NamedTuple):
     """A blob was written out of an archive, and its digest was right.
 
     Attributes:
@@ -93,8 +88,7 @@ class Unpacked:
     size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Linking:
+class Linking(NamedTuple):
     """How the registry's files will come into the images.
 
     Attributes:
@@ -106,8 +100,7 @@ class Linking:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
+class Exported(NamedTuple):
     """An image is whole in OUT.
 
     Attributes:
@@ -125,8 +118,7 @@ class Exported:
     size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deleted:
+class Deleted(NamedTuple):
     """An image that the source no longer has is gone from OUT.
 
     Attributes:
@@ -136,8 +128,7 @@ class Deleted:
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pushed:
+class Pushed(NamedTuple):
     """An image is at the destination.
 
     Attributes:
@@ -167,8 +158,7 @@ class Pushed:
     bytes_present: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
+class Skipped(NamedTuple):
     """An image was left out, as asked.
 
     Attributes:
@@ -180,8 +170,7 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class Verified(NamedTuple):
     """The destination answered for an image and every manifest below it.
 
     Attributes:
@@ -197,8 +186,7 @@ class Verified:
     manifests: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(NamedTuple):
     """An image could not be exported, deleted, pushed or verified; the others go on.
 
     Attributes:
@@ -239,13 +227,15 @@ Event = (
     | Failed
 )
 Observer = Callable[[Event], None]
+_MESSAGE_TYPES = {
+    kind: re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower() for kind in get_args(Event)
+}
 
 
 def json_line(event: Event) -> bytes:
     """Return an event as one line of JSON."""
-    message_type = re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
-    values = {name: getattr(event, name) for name in event.__slots__}
-    return orjson.dumps({"message_type": message_type, **values}, option=orjson.OPT_APPEND_NEWLINE)
+    values = {"message_type": _MESSAGE_TYPES[type(event)], **event._asdict()}
+    return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def silent(_event: Event) -> None:

@@ -3,13 +3,14 @@
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from exporter import dirlayout, files, link, prune
 from exporter.builder import Batch, Builder
 from exporter.digest import Digest
+from exporter.dirlayout import Made
 from exporter.errors import Interrupted, SkopeoDirError
 from exporter.events import Deleted, Event, Exported, Failed, Linking, Observer, Started, silent
 from exporter.forks import MAX_ITEMS, in_forks
@@ -36,8 +37,8 @@ class ExportSummary:
         links: Hard links made; in mode `symlink` symbolic ones but for `version`.
         reflinked: Files made that share the blocks of the registry's.
         copied: Files copied.
-        unique_bytes: Size of the distinct files of the registry that the images consist of.
-        linked_bytes: Size of the images added up; minus `unique_bytes` it is what linking saves.
+        unique_bytes: Size of the distinct files that the images made by this run consist of.
+        linked_bytes: Size of these images added up; minus `unique_bytes` it is what linking saves.
     """
 
     images: int = 0
@@ -96,11 +97,16 @@ def export(
         record = earlier | {image.name: image.digest for image in images}
         mode, reason = _choose(link_mode, storage, out, images)
         observe(Linking(mode=mode, reason=reason))
-        builder = Builder(storage, out, mode)
-        _require_room(out, images, builder)
-        dirlayout.write_record(out, record)
-        _build(builder, images, processes or _useful(len(images)), teller)
-        prune.clear_building(out)
+        made_of = {"source": storage.root, "mode": mode}
+        known = {} if mode is LinkMode.SYMLINK else dirlayout.read_made(out, of=made_of)
+        rest = [image for image in images if not teller.knows(image, known)]
+        existing = {str(name) for name in dirlayout.staged(out)} if rest else set[str]()
+        with closing(Builder(storage, out, mode, existing)) as builder:
+            _require_room(out, rest, builder, existing)
+            if record != earlier:
+                dirlayout.write_record(out, record)
+            _build(builder, rest, processes or _useful(len(rest)), teller)
+            prune.clear_building(out)
         if delete:
             there = {tag.name if isinstance(tag, TaggedImage) else tag.image for tag in found}
             gone = [name for name in earlier if name not in there and storage.lacks(name)]
@@ -110,8 +116,12 @@ def export(
                     del record[name]
                 teller.add(event)
             dirlayout.write_record(out, record)
-        builder.remove_unused_relays()
+        link.remove_unused_relays(dirlayout.relays(out))
         teller.flush()
+        names = {str(name) for name in record}
+        made = {name: each for name, each in (known | teller.made).items() if name in names}
+        if made != known:
+            dirlayout.write_made(out, made, of=made_of)
     except BrokenPipeError:
         raise  # whoever listened has gone
     except OSError as error:
@@ -137,10 +147,12 @@ def _choose(
     return mode, ""
 
 
-def _require_room(out: str, images: Sequence[TaggedImage], builder: Builder) -> None:
+def _require_room(
+    out: str, images: Sequence[TaggedImage], builder: Builder, existing: Collection[str]
+) -> None:
     """Refuse what cannot fit: a directory for each image, and what has to be copied."""
     room = files.Room.of(out)
-    directories = sum(not builder.has(image.name) for image in images)
+    directories = sum(str(image.name) not in existing for image in images)
     sizes = builder.files_needed({image.digest for image in images})
     room.require(
         out,
@@ -194,6 +206,7 @@ class _Teller:
         self.summary = ExportSummary()
         self.out = out
         self._observe = observe
+        self.made: dict[str, Made] = {}
         self._waiting: list[Event] = []
         self._inodes: set[int] = set()
         self._next = time.monotonic() + _SYNC_EVERY_SECONDS
@@ -209,8 +222,40 @@ class _Teller:
         summary.unique_bytes += sum(batch.sizes[inode] for inode in new)
         for event in batch.events:
             self.add(event)
+            if isinstance(event, Exported):
+                self._note(event)
         if time.monotonic() >= self._next:
             self.flush()
+
+    def _note(self, event: Exported) -> None:
+        with suppress(FileNotFoundError):
+            status = os.lstat(f"{self.out}/{event.name}")
+            self.made[event.name] = Made(
+                event.digest, status.st_ino, status.st_ctime_ns, event.files, event.size
+            )
+
+    def knows(self, image: TaggedImage, made: Mapping[str, Made]) -> bool:
+        """Take note of an image that is what an earlier export left, if it is that."""
+        name = str(image.name)
+        found = made.get(name)
+        if found is None or found.digest != image.digest:
+            return False
+        try:
+            status = os.lstat(f"{self.out}/{name}")
+        except OSError:
+            return False
+        if (status.st_ino, status.st_ctime_ns) != (found.inode, found.changed):
+            return False
+        self.add(
+            Exported(
+                name=name,
+                digest=image.digest,
+                status="unchanged",
+                files=found.files,
+                size=found.size,
+            )
+        )
+        return True
 
     def add(self, event: Exported | Deleted | Failed) -> None:
         """Take note of the fate of one image."""
@@ -218,7 +263,8 @@ class _Teller:
         if isinstance(event, Exported):
             summary.images += 1
             summary.unchanged += event.status == "unchanged"
-            summary.linked_bytes += event.size
+            if event.status != "unchanged":
+                summary.linked_bytes += event.size
         elif isinstance(event, Deleted):
             summary.deleted += 1
         else:

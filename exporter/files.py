@@ -72,6 +72,15 @@ class Room(NamedTuple):
             raise NoSpaceError(f"{path} needs {inodes} inodes and has {self.inodes}", hint=hint)
 
 
+def directory_descriptor(path: str) -> int:
+    """Return a descriptor of a directory from which others can be named.
+
+    Raises:
+        OSError: It is no directory, or this user must not enter it.
+    """
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 def write_atomically(path: str, content: bytes) -> None:
     """Replace the file at `path` by `content`: after a crash it has the old or the new bytes.
 

@@ -1,6 +1,7 @@
 """Forked processes that share a list of work: what the interpreter's lock keeps threads from."""
 
 import ctypes
+import gc
 import os
 import pickle
 import signal
@@ -98,6 +99,7 @@ def _work_off(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        gc.disable()  # nothing here makes cycles, and looking for them copies pages
         while os.getppid() == parent and (ticket := os.read(tickets, _TICKET.size)):
             results.send(pickle.dumps((True, work(items[_TICKET.unpack(ticket)[0]]))))
         code = 0

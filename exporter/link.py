@@ -165,12 +165,19 @@ class Links:
 
     Args:
         mode: What `choose` returned.
+        root: The directory from which the registry's files are named: the kernel walks a short
+            path in less time than a long one.
+        work: The directory from which the files to be made are named.
         relays: The directory of relays; only this class puts anything there.
     """
 
-    def __init__(self, mode: LinkMode, relays: str) -> None:
+    def __init__(self, mode: LinkMode, *, root: str, work: str, relays: str) -> None:
         self.counts = LinkCounts()
         self._mode = mode
+        self._links_originals = mode in {LinkMode.AUTO, LinkMode.HARDLINK}
+        self._root = root
+        self._root_descriptor = files.directory_descriptor(root)
+        self._work_descriptor = files.directory_descriptor(work)
         self._relays = relays
         with os.scandir(relays) as entries:  # inode to digest of those that are whole
             self._relayed = {
@@ -178,6 +185,11 @@ class Links:
                 for entry in entries
                 if not entry.name.endswith(".part")
             }
+
+    def close(self) -> None:
+        """Close the two directories."""
+        os.close(self._root_descriptor)
+        os.close(self._work_descriptor)
 
     def bytes_needed(self, digest: Digest, size: int) -> int | None:
         """Return how many bytes a file of that size will take, or None if it takes no inode."""
@@ -193,14 +205,15 @@ class Links:
             OSError: As the kernel says.
             ProblemError: The content has another digest: it was about to be copied.
         """
-        if self._mode is LinkMode.SYMLINK:
-            os.symlink(source, target)
-            self.counts.symlinked += 1
-            return
         refused = None
-        if self._mode in {LinkMode.AUTO, LinkMode.HARDLINK}:
+        if self._links_originals:
             try:
-                os.link(source, target)
+                os.link(
+                    source,
+                    target,
+                    src_dir_fd=self._root_descriptor,
+                    dst_dir_fd=self._work_descriptor,
+                )
             except OSError as error:
                 if self._mode is LinkMode.HARDLINK or error.errno not in _ANOTHER_WAY:
                     raise
@@ -208,6 +221,10 @@ class Links:
             else:
                 self.counts.linked += 1
                 return
+        if self._mode is LinkMode.SYMLINK:
+            os.symlink(f"{self._root}/{source}", target, dir_fd=self._work_descriptor)
+            self.counts.symlinked += 1
+            return
         self._link_relay(source, digest, target, refused)
 
     def is_right(self, entry: "os.DirEntry[str]", path: str, inode: int, digest: Digest) -> bool:
@@ -215,28 +232,21 @@ class Links:
 
         Args:
             entry: The name.
-            path: Of the registry's file.
+            path: Of the registry's file, from `root`.
             inode: Of the registry's file.
             digest: Of its content.
         """
         if self._mode is LinkMode.SYMLINK:
-            return entry.is_symlink() and os.readlink(entry.path) == path
+            return entry.is_symlink() and os.readlink(entry.path) == f"{self._root}/{path}"
         # Overlayfs may list another inode number than it says of the file itself.
         return self._is_right(entry.inode(), inode, digest) or self._is_right(
             entry.stat(follow_symlinks=False).st_ino, inode, digest
         )
 
     def _is_right(self, found: int, inode: int, digest: Digest) -> bool:
-        if found == inode and self._mode in {LinkMode.AUTO, LinkMode.HARDLINK}:
+        if found == inode and self._links_originals:
             return True
         return self._relayed.get(found) == digest.hex
-
-    def remove_unused(self) -> None:
-        """Remove the relays of which no image has a link any more."""
-        with os.scandir(self._relays) as entries:
-            for entry in entries:
-                if entry.name.endswith(".part") or entry.stat().st_nlink == 1:
-                    os.unlink(entry.path)
 
     def _link_relay(
         self, source: str, digest: Digest, target: str, refused: OSError | None
@@ -246,7 +256,7 @@ class Links:
             if not os.path.exists(relay):
                 self._make_relay(source, digest, relay, refused)
             try:
-                os.link(relay, target)
+                os.link(relay, target, dst_dir_fd=self._work_descriptor)
             except OSError as error:
                 if error.errno != errno.EMLINK:
                     raise
@@ -259,7 +269,7 @@ class Links:
         part = f"{relay}.part"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         with (
-            open(source, "rb", buffering=0) as original,
+            open(f"{self._root}/{source}", "rb", buffering=0) as original,
             open(descriptor, "wb", buffering=0) as file,
         ):
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -275,6 +285,18 @@ class Links:
                 raise refused or OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             os.fsync(file.fileno())
             os.rename(part, relay)
+
+
+def remove_unused_relays(relays: str) -> None:
+    """Remove the relays of which no image has a link any more.
+
+    Raises:
+        OSError: One cannot be removed.
+    """
+    with os.scandir(relays) as entries:
+        for entry in entries:
+            if entry.name.endswith(".part") or entry.stat().st_nlink == 1:
+                os.unlink(entry.path)
 
 
 def _copy(source: FileIO, target: FileIO, digest: Digest) -> None:

@@ -8,7 +8,6 @@ media type and skopeo sends its own guess as Content-Type.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -54,8 +53,7 @@ class Descriptor(NamedTuple):
     platform: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """A parsed manifest: an image has `config` and `layers`, an index has `children`.
 
     Attributes:
@@ -111,12 +109,11 @@ def parse(content: bytes) -> Manifest:
         raise ManifestError("ambiguous: an image with manifests")
     if "config" not in value:
         raise ManifestError("config is missing")
-    return Manifest(
-        media_type,
-        len(content),
-        config=_descriptor(value["config"], "config"),
-        layers=_descriptors(value, "layers"),
-    )
+    try:
+        config = _descriptor(value["config"])
+    except ManifestError as error:
+        raise ManifestError(f"config{error}") from None
+    return Manifest(media_type, len(content), config=config, layers=_descriptors(value, "layers"))
 
 
 def _media_type(value: dict[str, Any]) -> str:
@@ -152,7 +149,13 @@ def _descriptors(value: dict[str, Any], key: str) -> tuple[Descriptor, ...]:
         return ()
     if not isinstance(items, list):
         raise ManifestError(f"{key} is not a list")
-    return tuple(_descriptor(item, f"{key}[{index}]") for index, item in enumerate(items))
+    found: list[Descriptor] = []
+    try:
+        for item in items:
+            found.append(_descriptor(item))  # noqa: PERF401 - how many there are is where it broke
+    except ManifestError as error:
+        raise ManifestError(f"{key}[{len(found)}]{error}") from None
+    return tuple(found)
 
 
 def _schema1_layers(value: dict[str, Any]) -> tuple[Descriptor, ...]:
@@ -164,36 +167,37 @@ def _schema1_layers(value: dict[str, Any]) -> tuple[Descriptor, ...]:
     items = value.get("fsLayers")
     if not isinstance(items, list) or not items:
         raise ManifestError("fsLayers is missing")
-    return tuple(
-        Descriptor(_digest(item, "blobSum", f"fsLayers[{index}]"), None)
-        for index, item in enumerate(items)
-    )
+    found: list[Descriptor] = []
+    for item in items:
+        digest = item.get("blobSum") if isinstance(item, dict) else None
+        found.append(Descriptor(_digest(digest, f"fsLayers[{len(found)}].blobSum"), None))
+    return tuple(found)
 
 
-def _descriptor(item: object, where: str) -> Descriptor:
+def _descriptor(item: object) -> Descriptor:
+    """Return what an object describes; the message of an error goes on where a path ends."""
     if not isinstance(item, dict):
-        raise ManifestError(f"{where} is not an object")
-    digest, size = _digest(item, "digest", where), item.get("size")
+        raise ManifestError(" is not an object")
+    digest = _digest(item.get("digest"), ".digest")
+    size, media_type, platform = item.get("size"), item.get("mediaType"), item.get("platform")
     if type(size) is not int or size < 0:
-        raise ManifestError(f"{where}.size is not a number of bytes")
-    media_type = item.get("mediaType", "")
+        raise ManifestError(".size is not a number of bytes")
     return Descriptor(
         digest,
         size,
         media_type if isinstance(media_type, str) else "",
-        urls=bool(item.get("urls")),
-        platform=_platform(item.get("platform")),
+        bool(item.get("urls")),
+        _platform(platform) if platform else "",
     )
 
 
-def _digest(item: object, key: str, where: str) -> Digest:
-    found = item.get(key) if isinstance(item, dict) else None
-    if not isinstance(found, str):
-        raise ManifestError(f"{where}.{key} is missing")
+def _digest(value: object, where: str) -> Digest:
+    if not isinstance(value, str):
+        raise ManifestError(f"{where} is missing")
     try:
-        return Digest.parse(found)
+        return Digest.parse(value)
     except ValueError as error:
-        raise ManifestError(f"{where}.{key} is {error}") from None
+        raise ManifestError(f"{where} is {error}") from None
 
 
 def _platform(value: object) -> str:

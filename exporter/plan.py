@@ -58,10 +58,13 @@ def resolve(root: Digest, read: ReadManifest) -> Closure:
             closure.problems.append(_of_child(error.problem, digest, platforms[digest], root))
             continue
         closure.manifests[digest] = manifest
-        closure.problems += _remarks(digest, manifest, is_root=digest == root)
-        for blob in manifest.blobs():
+        blobs = list(manifest.blobs())
+        closure.problems += _remarks(digest, manifest, blobs, is_root=digest == root)
+        for blob in blobs:
             closure.blobs.setdefault(blob.digest, blob)
-        closure.foreign |= {layer.digest: layer for layer in manifest.layers if layer.urls}
+        for layer in manifest.layers:
+            if layer.urls:
+                closure.foreign[layer.digest] = layer
         for child in reversed(manifest.children):
             if child.digest not in platforms:
                 platforms[child.digest] = child.platform
@@ -77,7 +80,9 @@ def _of_child(problem: Problem, digest: Digest, platform: str, root: Digest) -> 
     return Problem(Verdict.MISSING_CHILD, problem.path, message)
 
 
-def _remarks(digest: Digest, manifest: Manifest, *, is_root: bool) -> Iterator[Problem]:
+def _remarks(
+    digest: Digest, manifest: Manifest, blobs: Iterable[Descriptor], *, is_root: bool
+) -> Iterator[Problem]:
     path = layout.blob(digest)
     if manifest.media_type == DOCKER_SCHEMA1:
         message = f"{digest} is Docker schema 1, which has to be converted"
@@ -88,8 +93,8 @@ def _remarks(digest: Digest, manifest: Manifest, *, is_root: bool) -> Iterator[P
         if layer.urls:
             message = f"the layer {layer.digest} is not moved, since it has urls to get it from"
             yield Problem(Verdict.FOREIGN_LAYER, path, message)
-    for blob in manifest.blobs():
-        if blob.digest.algorithm != "sha256":
+    for blob in blobs:
+        if not blob.digest.startswith("sha256:"):
             message = f"skopeo cannot push {blob.digest[:32]}…"
             yield Problem(Verdict.UNSUPPORTED_DIGEST, path, message)
 
@@ -107,21 +112,31 @@ class Blobs(Protocol):
         """Return the digest that a blob's content really has. Raises: ProblemError."""
 
 
-def blob_problems(closure: Closure, blobs: Blobs, repository: RepositoryName) -> Iterator[Problem]:
-    """Yield what is wrong with the configs and layers of an image, by their sizes.
+def blob_files(
+    closure: Closure, blobs: Blobs, repository: RepositoryName
+) -> tuple[dict[Digest, BlobFile], list[Problem]]:
+    """Return the files of an image's configs and layers, and what is wrong with them by their size.
 
     Only a blob whose size is not the one that its manifest states is read: it may be whole all
     the same, because no registry compares the two.
     """
+    found: dict[Digest, BlobFile] = {}
+    problems: list[Problem] = []
     for digest, expected in closure.blobs.items():
         stored = blobs.canonical(digest, repository)
         try:
-            size = blobs.blob(stored).size
-            if expected.size not in {None, size}:
+            file = found[digest] = blobs.blob(stored)
+            if expected.size is not None and expected.size != file.size:
                 whole = blobs.hash(stored) == stored
-                yield _wrong_size(closure, digest, stored, size, whole=whole)
+                problems.append(_wrong_size(closure, digest, stored, file.size, whole=whole))
         except ProblemError as error:
-            yield error.problem
+            problems.append(error.problem)
+    return found, problems
+
+
+def blob_problems(closure: Closure, blobs: Blobs, repository: RepositoryName) -> list[Problem]:
+    """Return what is wrong with the configs and layers of an image, as `blob_files` does."""
+    return blob_files(closure, blobs, repository)[1]
 
 
 def _wrong_size(

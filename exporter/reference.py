@@ -4,8 +4,7 @@ Spec: distribution/reference, regexp.go (v0.6): the grammar of names and tags.
 """
 
 import re
-from dataclasses import dataclass
-from typing import NewType, Self
+from typing import NamedTuple, NewType, Self
 
 from exporter.digest import Digest
 
@@ -48,8 +47,7 @@ def parse_tag(text: str) -> Tag:
     return Tag(text)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ImageName:
+class ImageName(NamedTuple):
     """What an image is called: `<repository>:<tag>`, or `<repository>@<digest>` if untagged.
 
     `str()` of it is that text; it is also the image's path below OUT.
@@ -78,8 +76,7 @@ class ImageName:
         return f"{self.repository}{separator}{self.reference}"
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """Where images go: `host[:port]`, and a path that is put before every repository name."""
 
     host: str

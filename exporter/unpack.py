@@ -8,7 +8,9 @@ from exporter.digest import Digest
 from exporter.errors import SourceError
 from exporter.events import Observer, Unpacked, Unpacking, silent
 from exporter.plan import Selection, candidates, resolve, select
-from exporter.storage import Archive, ArchiveTree, Storage
+from exporter.storage import Storage
+from exporter.storage.archive import Archive
+from exporter.storage.archive_tree import ArchiveTree
 
 _SHARDS = 256  # directories that blobs are spread over
 

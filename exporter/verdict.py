@@ -4,8 +4,8 @@ The vocabulary is public: scripts match on it. Add words, never change one. READ
 has the same table.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Verdict(StrEnum):
@@ -78,8 +78,7 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing to be said of an image, the file where it was seen, and what it means.
 
     Attributes:

@@ -17,7 +17,9 @@ with atheris.instrument_imports(include=["exporter"]):
     from exporter import manifest
     from exporter.errors import SourceError
     from exporter.plan import resolve
-    from exporter.storage import Archive, ArchiveTree, TaggedImage
+    from exporter.storage import TaggedImage
+    from exporter.storage.archive import Archive
+    from exporter.storage.archive_tree import ArchiveTree
 
 from exporter.digest import Digest
 from tests.archives import BLOCK, END, archive, files, pax

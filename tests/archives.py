@@ -29,12 +29,14 @@ class Run(NamedTuple):
 # The command, which at its end writes its peak in KiB to the file whose number comes first. Not
 # what wait4 says: that counts the process that we fork from, so it grows with the test session.
 _COMMAND = """
-import atexit, os, sys
+import os, sys
 peak = int(sys.argv.pop(1))
-def report():
+end = os._exit
+def report(code):
     with open("/proc/self/status") as status:
         os.write(peak, status.read().split("VmHWM:")[1].split()[0].encode())
-atexit.register(report)
+    end(code)
+os._exit = report
 from exporter.cli.app import main
 main()
 """

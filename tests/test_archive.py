@@ -19,7 +19,8 @@ from exporter.errors import SourceError
 from exporter.events import Event, Exported, Failed
 from exporter.export import export
 from exporter.plan import Selection
-from exporter.storage import Archive, ArchiveTree
+from exporter.storage.archive import Archive
+from exporter.storage.archive_tree import ArchiveTree
 from exporter.unpack import unpacked
 from exporter.verdict import ProblemError, Verdict
 from tests.archives import BLOCK, END, archive, files, header, member, skopeo_dir
@@ -202,7 +203,7 @@ def test_the_work_directory_keeps_nothing_of_an_archive(source: Path, tmp_path: 
     made = tar(tmp_path / "x", source, ".")
     assert skopeo_dir("export", made, tmp_path / "out").code == 0
     left = {path.name for path in (tmp_path / "out/.skopeo-dir").rglob("*")}
-    assert left == {"building", "images.jsonl", "lock", "relay", "version"}
+    assert left == {"building", "images.jsonl", "lock", "made.json", "relay", "version"}
 
 
 @pytest.mark.parametrize("options", [[], ["-J"]], ids=["plain", "xz"])

@@ -215,8 +215,40 @@ def test_what_was_exported_stays_when_its_blob_is_lost(
     run(registry, tmp_path / "out")
     before = state(tmp_path / "out")
     registry.data(Digest.of(b"layer")).unlink()
-    assert outcome(run(registry, tmp_path / "out")) == {"app:v1": "missing-blob"}
+    assert outcome(run(registry, tmp_path / "out")) == {"app:v1": "unchanged"}
     assert state(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b'{"of": {}}', b'{"images": {"app:v1": []}}']
+)
+def test_without_a_memory_of_the_last_run_every_image_is_looked_into(
+    registry: StorageBuilder, tmp_path: Path, content: bytes | None
+) -> None:
+    registry.image("app", "v1", [b"layer"])
+    registry.image("lost", "v1", [b"lost"])
+    run(registry, tmp_path / "out")
+    registry.data(Digest.of(b"lost")).unlink()
+    memory = tmp_path / "out/.skopeo-dir/made.json"
+    memory.unlink()
+    if content is not None:
+        memory.write_bytes(content)
+    before = state(tmp_path / "out")
+    expected = {"app:v1": "unchanged", "lost:v1": "missing-blob"}
+    assert outcome(run(registry, tmp_path / "out")) == expected
+    assert state(tmp_path / "out") == before
+
+
+def test_the_memory_of_another_registry_is_of_no_use(
+    registry: StorageBuilder, tmp_path: Path
+) -> None:
+    registry.image("app", "v1", [b"layer"])
+    run(registry, tmp_path / "out")
+    other = StorageBuilder(tmp_path / "other")
+    digest = other.image("app", "v1", [b"layer"])
+    assert outcome(run(other, tmp_path / "out")) == {"app:v1": "replaced"}
+    found = inodes(tmp_path / "out/app:v1")
+    assert found["manifest.json"] == other.data(digest).stat().st_ino
 
 
 # --- again
@@ -471,6 +503,7 @@ def test_the_summary_adds_up(registry: StorageBuilder, tmp_path: Path) -> None:
     )
     assert summary(registry, tmp_path / "out") == expected
     expected.unchanged, expected.links = 2, 0
+    expected.unique_bytes = expected.linked_bytes = 0
     assert summary(registry, tmp_path / "out") == expected
 
 

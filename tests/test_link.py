@@ -26,13 +26,14 @@ def source(tmp_path: Path) -> Path:
 
 
 def links(source: Path, mode: LinkMode) -> Links:
-    return Links(mode, str(source.parent / "relay"))
+    root = str(source.parent)
+    return Links(mode, root=root, work=root, relays=f"{root}/relay")
 
 
 def put(source: Path, mode: LinkMode, *names: str) -> Links:
     made = links(source, mode)
     for name in names:
-        made.put(str(source), DIGEST, str(source.parent / name))
+        made.put(source.name, DIGEST, name)
     return made
 
 
@@ -43,7 +44,7 @@ def entry(path: Path) -> "os.DirEntry[str]":
 
 def is_right(source: Path, mode: LinkMode, name: str) -> bool:
     found = entry(source.parent / name)
-    return links(source, mode).is_right(found, str(source), source.stat().st_ino, DIGEST)
+    return links(source, mode).is_right(found, source.name, source.stat().st_ino, DIGEST)
 
 
 @pytest.mark.parametrize("name", [*REFUSALS, "ENAMETOOLONG"])
@@ -89,7 +90,7 @@ def test_a_copy_that_is_not_what_it_is_called_is_refused_and_not_kept(source: Pa
     with pytest.raises(ProblemError) as caught:
         put(source, LinkMode.COPY, "a")
     assert caught.value.problem.verdict is Verdict.WRONG_DIGEST
-    links(source, LinkMode.COPY).remove_unused()
+    link.remove_unused_relays(str(source.parent / "relay"))
     assert sorted(path.name for path in source.parent.rglob("*")) == ["relay", "source"]
 
 
@@ -115,9 +116,10 @@ def test_a_symbolic_link_is_right_if_it_points_to_the_very_file(source: Path) ->
 
 
 def test_relays_go_when_nothing_is_linked_to_them_any_more(source: Path) -> None:
-    made = put(source, LinkMode.COPY, "a")
-    made.remove_unused()
-    assert len(list((source.parent / "relay").iterdir())) == 1
+    relays = str(source.parent / "relay")
+    put(source, LinkMode.COPY, "a")
+    link.remove_unused_relays(relays)
+    assert len(os.listdir(relays)) == 1
     (source.parent / "a").unlink()
-    made.remove_unused()
-    assert list((source.parent / "relay").iterdir()) == []
+    link.remove_unused_relays(relays)
+    assert os.listdir(relays) == []

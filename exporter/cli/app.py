@@ -97,4 +97,11 @@ def main() -> None:
     """Run the command line; the entry point of the `skopeo-dir` script."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    app(prog_name="skopeo-dir")
+    try:
+        app(prog_name="skopeo-dir")
+    except SystemExit as end:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # The kernel takes memory back in less time than the interpreter takes itself apart.
+        os._exit(end.code if isinstance(end.code, int) else end.code is not None)

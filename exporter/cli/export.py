@@ -12,7 +12,8 @@ from exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from exporter.export import ExportSummary
-    from exporter.storage import Archive, Storage
+    from exporter.storage import Storage
+    from exporter.storage.archive import Archive
 
 
 def export_images(

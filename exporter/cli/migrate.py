@@ -16,7 +16,8 @@ from exporter.errors import EXIT_OK, UsageError
 from exporter.events import Event, Exported, Failed, Observer
 
 if TYPE_CHECKING:
-    from exporter.storage import Archive, Storage
+    from exporter.storage import Storage
+    from exporter.storage.archive import Archive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 from exporter.errors import SourceError, UsageError
 from exporter.storage.compression import Piped, PlainFile, Stream, recognise
+from exporter.storage.locate import STDIN
 from exporter.storage.tar import BLOCK, is_header
 
-STDIN = "-"
 _BUFFER = 32 * 1024  # as much as is read for a header whose content is skipped
 _SHOWN = 3  # of the things that are wrong with an archive
 

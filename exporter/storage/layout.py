@@ -25,8 +25,7 @@ LAYERS = "_layers"
 
 def blob(digest: Digest) -> str:
     """Return where the content of `digest` lies, relative to the root."""
-    algorithm, _, hexadecimal = digest.partition(":")
-    return f"blobs/{algorithm}/{hexadecimal[:2]}/{hexadecimal}/data"
+    return f"blobs/{digest[:6]}/{digest[7:9]}/{digest[7:]}/data"
 
 
 def repository(name: str) -> str:

@@ -8,6 +8,9 @@ import os
 
 from exporter.errors import SourceError
 
+STDIN = "-"
+"""What the user calls an archive that comes on stdin."""
+
 _DEPTH = 6  # var/lib/docker/volumes/NAME/_data/ is the deepest usual prefix
 _MOST_DIRECTORIES = 20_000
 

@@ -6,7 +6,8 @@ import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 from exporter import manifest
@@ -18,21 +19,21 @@ from exporter.storage import layout
 from exporter.storage.locate import storage_root
 from exporter.verdict import Problem, ProblemError, Verdict
 
+_parse_repository_name = lru_cache(1)(parse_repository_name)  # one has many tags
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITING_SECONDS = 0.25  # more than a registry takes between the two steps of writing a tag
+_USUAL_SIZE = 32 * 1024  # bytes; a manifest has seldom more
 LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
 
 
-@dataclass(frozen=True, slots=True)
-class TaggedImage:
+class TaggedImage(NamedTuple):
     """A tag and the digest that its link file names."""
 
     name: ImageName
     digest: Digest
 
 
-@dataclass(frozen=True, slots=True)
-class UnreadableTag:
+class UnreadableTag(NamedTuple):
     """Something that stands where a tag or repository would, and why it is none.
 
     Attributes:
@@ -47,7 +48,14 @@ class UnreadableTag:
 
 
 class BlobFile(NamedTuple):
-    """A blob or manifest, and what the file system says of it: its bytes and its inode number."""
+    """A blob or manifest, and what the file system says of it.
+
+    Attributes:
+        digest: Under which it is stored.
+        path: Relative to the root.
+        size: Bytes.
+        inode: Number; 0 if it is only in an archive.
+    """
 
     digest: Digest
     path: str
@@ -175,7 +183,7 @@ class Storage:
         if found == tag.problem and os.path.lexists(f"{self.root}/{place}"):
             return tag
         message = f"{whose} link file was written or deleted during the scan"
-        return replace(tag, problem=Problem(Verdict.CHANGED_DURING_SCAN, link, message))
+        return tag._replace(problem=Problem(Verdict.CHANGED_DURING_SCAN, link, message))
 
     def has_moved(self, image: TaggedImage) -> bool:
         """Tell if a tag names another digest by now, or is gone: the registry is in use."""
@@ -288,7 +296,7 @@ class Storage:
         Spec: blobwriter.go, Commit and linkBlob: the content is stored under its sha256, and the
         repository's link file of the digest that the client used says which.
         """
-        if digest.algorithm == "sha256":
+        if digest.startswith("sha256:"):
             return digest
         try:
             path = f"{self.root}/{layout.layer_link(repository, digest)}"
@@ -303,20 +311,20 @@ class Storage:
             ProblemError: It is missing or is not a regular file.
         """
         path = layout.blob(digest)
-        absolute = f"{self.root}/{path}"
-        self._raise_problem(digest)
+        if digest in self._archived.problems:
+            self._raise_problem(digest)
         try:
-            status = os.lstat(absolute)
+            status = os.lstat(f"{self.root}/{path}")
         except OSError as error:
             if digest in self._archived.sizes:
-                return BlobFile(digest, absolute, self._archived.sizes[digest], 0)
+                return BlobFile(digest, path, self._archived.sizes[digest], 0)
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             reason = "is not in the blob store" if missing else f"is unreadable: {error.strerror}"
             raise ProblemError(Verdict.MISSING_BLOB, path, f"the blob {digest} {reason}") from None
         if not stat.S_ISREG(status.st_mode):
             message = f"the blob {digest} is not a regular file"
             raise ProblemError(Verdict.MISSING_BLOB, path, message)
-        return BlobFile(digest, absolute, status.st_size, status.st_ino)
+        return BlobFile(digest, path, status.st_size, status.st_ino)
 
     def hash(self, digest: Digest) -> Digest:
         """Return the digest that a blob's content really has; reads all of it.
@@ -352,19 +360,18 @@ class Storage:
 
     def _tag(self, repository: str, tag: str) -> TaggedImage | UnreadableTag:
         path = layout.tag_link(repository, tag)
-        shown = printable(f"{repository}:{tag}")
         try:
-            name = ImageName(parse_repository_name(repository), parse_tag(tag))
+            name = ImageName(_parse_repository_name(repository), parse_tag(tag))
         except ValueError as error:
             problem = Problem(Verdict.INVALID_NAME, printable(path), f"{error}")
-            return UnreadableTag(shown, problem)
+            return UnreadableTag(printable(f"{repository}:{tag}"), problem)
         try:
             found = self._link(path, "the tag's")
         except FileNotFoundError as error:
             message = f"the tag's link file cannot be read: {error.strerror}"
             found = Problem(Verdict.INVALID_LINK, path, message)
         if isinstance(found, Problem):
-            return UnreadableTag(shown, found, name)
+            return UnreadableTag(printable(f"{repository}:{tag}"), found, name)
         return TaggedImage(name, found)
 
     def _link(self, path: str, whose: str) -> Digest | Problem:
@@ -409,9 +416,12 @@ def _read(path: str, limit: int) -> bytes:
     """
     descriptor = os.open(path, _FLAGS)
     try:
+        content = os.read(descriptor, _USUAL_SIZE)
+        if 0 < len(content) < _USUAL_SIZE:
+            return content  # all of it; nobody needs to ask for the size of so little
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file")
-        return os.read(descriptor, min(status.st_size, limit) + 1)
+        return content + os.read(descriptor, max(0, min(status.st_size, limit) + 1 - len(content)))
     finally:
         os.close(descriptor)
