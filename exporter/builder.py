@@ -72,6 +72,7 @@ class Builder:
             os.stat(f"{work}/{dirlayout.VERSION_FILE}").st_ino,
         )
         self._parents: set[str] = set()
+        self._process = 0
         self._serial = itertools.count()
         self.blob = lru_cache(_REMEMBERED)(storage.blob)  # each file is looked at once
         self.hash = lru_cache(_REMEMBERED)(storage.hash)
@@ -99,6 +100,7 @@ class Builder:
     def build(self, images: Sequence[TaggedImage]) -> Batch:
         """Make each image what it should be; those of one digest follow each other."""
         batch = Batch()
+        self._process = os.getpid()
         self._links.counts = self._own_links.counts = batch.counts
         try:
             for digest, group in itertools.groupby(images, attrgetter("digest")):
@@ -196,7 +198,8 @@ class Builder:
         return "made"
 
     def _temporary(self) -> str:
-        return f"{os.getpid()}-{next(self._serial)}"
+        """Return a name that no other fork uses."""
+        return f"{self._process}-{next(self._serial)}"
 
     def _fill(self, directory: str, contents: dict[str, BlobFile]) -> None:
         version, put = self._version, self._links.put

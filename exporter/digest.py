@@ -36,7 +36,7 @@ class Digest(str):
     @classmethod
     def of(cls, content: bytes, *, algorithm: str = "sha256") -> Self:
         """Return the digest of `content`."""
-        return cls(f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}")
+        return cls(f"{algorithm}:{getattr(hashlib, algorithm)(content).hexdigest()}")
 
     @property
     def algorithm(self) -> str:

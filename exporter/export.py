@@ -101,7 +101,10 @@ def export(
         known = {} if mode is LinkMode.SYMLINK else dirlayout.read_made(out, of=made_of)
         rest = [image for image in images if not teller.knows(image, known)]
         existing = {str(name) for name in dirlayout.staged(out)} if rest else set[str]()
-        with closing(Builder(storage, out, mode, existing)) as builder:
+        with (
+            storage.opened() as opened,
+            closing(Builder(opened, out, mode, existing)) as builder,
+        ):
             _require_room(out, rest, builder, existing)
             if record != earlier:
                 dirlayout.write_record(out, record)

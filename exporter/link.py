@@ -111,7 +111,8 @@ def choose(mode: LinkMode, source: str, directory: str) -> tuple[LinkMode, str]:
                 if mode is LinkMode.HARDLINK or error.errno not in _ANOTHER_WAY:
                     raise
                 if _clones(source, trial):
-                    return LinkMode.REFLINK, f"no hard links: {refusal(error, source, directory)}"
+                    why = refusal(error, source, directory)
+                    return LinkMode.REFLINK, f"--link-mode auto, without hard links: {why}"
                 raise
         elif mode is LinkMode.REFLINK and not _clones(source, trial):
             raise UsageError(

@@ -8,6 +8,7 @@ ratio of medians.
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import statistics
@@ -49,7 +50,11 @@ def main(arguments: list[str]) -> None:
     tags = int(arguments[0]) if arguments else 5000
     rounds = int(arguments[1]) if len(arguments) > 1 else 5
     load = os.getloadavg()[0]
-    print(f"{tags} tags, {rounds} rounds, {os.cpu_count()} processors, load {load:.1f} before\n")
+    python = f"{platform.python_version()} ({platform.python_compiler()})"
+    print(
+        f"{tags} tags, {rounds} rounds, {os.cpu_count()} processors, load {load:.1f} before, "
+        f"Python {python}\n"
+    )
     print("| figure | measured | must | aim |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name:
         work = Path(name)

@@ -137,8 +137,8 @@ def test_a_bomb_gets_its_verdict_in_bounded_time_and_memory(
     builder.image("good", "v1", [b"fine"])
     bomb(builder)
     code = (
-        "import sys, time; from exporter.cli.app import app\n"
-        "try: app(prog_name='skopeo-dir')\n"
+        "import sys, time; from exporter.cli.app import command_line\n"
+        "try: command_line()(prog_name='skopeo-dir')\n"
         "finally:\n"
         # Not getrusage: its memory includes the process that we were forked from.
         "  peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"

@@ -309,7 +309,7 @@ import contextlib, io, os
 import exporter.cli.app, exporter.cli.selection
 import exporter.dirlayout, exporter.export, exporter.storage
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-    exporter.cli.app.app(["export", "--help"])
+    exporter.cli.app.command_line()(["export", "--help"])
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})

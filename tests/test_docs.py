@@ -9,11 +9,11 @@ import pytest
 import typer.main
 
 from exporter import errors
-from exporter.cli.app import app
+from exporter.cli.app import command_line
 from tests.registry import skopeo
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS = sorted(typer.main.get_command(command_line()).commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -38,7 +38,7 @@ def test_the_readme_names_no_command_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_long_option_of_a_command_is_in_the_readme(command: str) -> None:
-    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    parameters = typer.main.get_command(command_line()).commands[command].params  # type: ignore[attr-defined]
     options = [name for each in parameters for name in each.opts if name.startswith("--")]
     assert [name for name in options if name not in README] == []
 

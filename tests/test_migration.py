@@ -363,6 +363,9 @@ def test_the_version_is_printed() -> None:
 
 
 def test_what_only_some_commands_need_is_not_imported_at_the_start() -> None:
-    code = "import sys, exporter.cli.app; print(*{'rich', 'urllib3'} & {*sys.modules})"
+    code = (
+        "import sys; from exporter.cli.app import command_line; command_line();"
+        "print(*{'rich', 'urllib3'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -4,33 +4,45 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from exporter import __version__
-from exporter.cli.check import check_images
 from exporter.cli.console import print_error
-from exporter.cli.export import export_images
 from exporter.cli.groups import ungrouped
-from exporter.cli.list import list_images
-from exporter.cli.migrate import migrate
-from exporter.cli.push import push_images
-from exporter.cli.verify import verify_images
 from exporter.errors import EXIT_SOME_FAILED, Interrupted, SkopeoDirError
 
-app = typer.Typer(
-    name="skopeo-dir",
-    help="Move a Docker Distribution registry's storage to Harbor, and prove that it arrived.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: no box, no markup in [brackets], no import of rich
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+_COMMANDS = {
+    "list": "list_images",
+    "check": "check_images",
+    "export": "export_images",
+    "push": "push_images",
+    "verify": "verify_images",
+    "migrate": "migrate",
+}  # the module beside this one, and the function in it
+
+
+def command_line(names: Iterable[str] = _COMMANDS) -> typer.Typer:
+    """Return the command line with these commands; each takes some milliseconds to import."""
+    app = typer.Typer(
+        name="skopeo-dir",
+        help="Move a Docker Distribution registry's storage to Harbor, and prove that it arrived.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: no box, no markup in [brackets], no import of rich
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in names:
+        function = getattr(import_module(f"exporter.cli.{name}"), _COMMANDS[name])
+        app.command(name)(_ending(function))
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,7 +51,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     *,
     version: Annotated[
@@ -52,8 +63,8 @@ def _options(
     """Move a Docker Distribution registry's storage to Harbor, and prove that it arrived."""
 
 
-def _add(name: str, function: Callable[..., int]) -> None:
-    """Add a command: it returns its exit code, and its errors become a sentence and theirs."""
+def _ending(function: Callable[..., int]) -> Callable[..., NoReturn]:
+    """Return a command that ends with the code that it returns, or with a sentence and a code."""
     function = ungrouped(function)
 
     @functools.wraps(function)
@@ -76,7 +87,7 @@ def _add(name: str, function: Callable[..., int]) -> None:
             code = error.exit_code
         raise typer.Exit(code)
 
-    app.command(name)(run)
+    return run
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
@@ -85,18 +96,12 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
     raise Interrupted(number)
 
 
-_add("list", list_images)
-_add("check", check_images)
-_add("export", export_images)
-_add("push", push_images)
-_add("verify", verify_images)
-_add("migrate", migrate)
-
-
 def main() -> None:
     """Run the command line; the entry point of the `skopeo-dir` script."""
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    asked = sys.argv[1:2]
+    app = command_line(asked if asked and asked[0] in _COMMANDS else _COMMANDS)
     try:
         app(prog_name="skopeo-dir")
     except SystemExit as end:

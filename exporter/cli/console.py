@@ -18,6 +18,13 @@ from exporter.events import Event, Failed, Linking, Observer, Started, Unpacking
 
 _EVERY_SECONDS = 10.0
 _FRAME_SECONDS = 0.1
+_WAYS = {
+    "auto": "hard links",
+    "hardlink": "hard links",
+    "reflink": "reflinks",
+    "copy": "copies",
+    "symlink": "symbolic links",
+}
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -70,7 +77,7 @@ def _values(record: object) -> dict[str, Any]:
 
 def _sentence(event: Failed | Unpacking | Linking) -> str:
     if isinstance(event, Linking):
-        return f"export: by {event.mode} ({event.reason or 'as asked'})"
+        return f"export: by {_WAYS[event.mode]} ({event.reason or f'--link-mode {event.mode}'})"
     if isinstance(event, Unpacking):
         size = human_size(event.size)
         known = event.blobs is not None
@@ -104,8 +111,7 @@ class _Lines:
             self._say(_sentence(event))
             return
         if isinstance(event, Linking):
-            if event.mode != "auto":
-                self._say(_sentence(event))
+            self._say(_sentence(event))
             return
         self._done += 1
         if isinstance(event, Failed):
@@ -149,8 +155,7 @@ class _Bar:
             self._print(event)
             self._begin("unpack", event.blobs)
         elif isinstance(event, Linking):
-            if event.mode != "auto":
-                self._print(event)
+            self._print(event)
         else:
             if isinstance(event, Failed):
                 self._print(event)

@@ -5,12 +5,12 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Self
 
-from exporter import manifest
+from exporter import files, manifest
 from exporter.digest import Digest
 from exporter.errors import SourceError
 from exporter.manifest import Manifest, ManifestError
@@ -89,9 +89,13 @@ class Storage:
         root: Absolute path of `docker/registry/v2`.
     """
 
-    def __init__(self, root: str, *, archived: Archived | None = None) -> None:
+    def __init__(
+        self, root: str, *, archived: Archived | None = None, descriptor: int | None = None
+    ) -> None:
         self.root = root
         self._archived = archived or Archived(name=root)
+        self._descriptor = descriptor
+        self._prefix = f"{root}/" if descriptor is None else ""
 
     @classmethod
     def open(cls, source: str) -> Self:
@@ -101,6 +105,21 @@ class Storage:
             SourceError: There is none, or more than one.
         """
         return cls(storage_root(source))
+
+    @contextmanager
+    def opened(self) -> Iterator[Self]:
+        """Give the same storage, which names its files from an open directory.
+
+        The kernel walks a short path in less time than a long one, and there are many to walk.
+
+        Raises:
+            OSError: The root cannot be opened.
+        """
+        descriptor = files.directory_descriptor(self.root)
+        try:
+            yield type(self)(self.root, archived=self._archived, descriptor=descriptor)
+        finally:
+            os.close(descriptor)
 
     def path(self, digest: Digest) -> str:
         """Return the absolute path of the content of `digest`, whether it exists or not."""
@@ -273,7 +292,7 @@ class Storage:
         path = layout.blob(digest)
         self._raise_problem(digest)
         try:
-            content = _read(f"{self.root}/{path}", manifest.MAX_SIZE)
+            content = self._read(path, manifest.MAX_SIZE)
         except FileNotFoundError:
             message = f"the manifest {digest} is not in the blob store"
             raise ProblemError(Verdict.MISSING_MANIFEST, path, message) from None
@@ -299,8 +318,8 @@ class Storage:
         if digest.startswith("sha256:"):
             return digest
         try:
-            path = f"{self.root}/{layout.layer_link(repository, digest)}"
-            return Digest.parse(_read(path, LINK_LENGTH).decode("ascii", "replace"))
+            path = layout.layer_link(repository, digest)
+            return Digest.parse(self._read(path, LINK_LENGTH).decode("ascii", "replace"))
         except (OSError, ValueError):
             return digest
 
@@ -314,7 +333,9 @@ class Storage:
         if digest in self._archived.problems:
             self._raise_problem(digest)
         try:
-            status = os.lstat(f"{self.root}/{path}")
+            status = os.stat(
+                f"{self._prefix}{path}", dir_fd=self._descriptor, follow_symlinks=False
+            )
         except OSError as error:
             if digest in self._archived.sizes:
                 return BlobFile(digest, path, self._archived.sizes[digest], 0)
@@ -381,7 +402,7 @@ class Storage:
             FileNotFoundError: There is no such file.
         """
         try:
-            content = _read(f"{self.root}/{path}", LINK_LENGTH)
+            content = self._read(path, LINK_LENGTH)
             if content:
                 return Digest.parse(content.decode("ascii", "replace"))
         except FileNotFoundError:
@@ -394,6 +415,27 @@ class Storage:
             verdict, reason = Verdict.EMPTY_LINK, "is empty (the registry crashed while writing it)"
         return Problem(verdict, printable(path), f"{whose} link file {reason}")
 
+    def _read(self, path: str, limit: int) -> bytes:
+        """Return the content of a regular file, at most `limit` + 1 bytes of it.
+
+        Neither a FIFO nor a device can make it wait, and a symbolic link is an error.
+
+        Raises:
+            OSError: It cannot be read or is not a regular file.
+        """
+        descriptor = os.open(f"{self._prefix}{path}", _FLAGS, dir_fd=self._descriptor)
+        try:
+            content = os.read(descriptor, _USUAL_SIZE)
+            if 0 < len(content) < _USUAL_SIZE:
+                return content  # all of it; nobody needs to ask for the size of so little
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(0, "not a regular file")
+            rest = max(0, min(status.st_size, limit) + 1 - len(content))
+            return content + os.read(descriptor, rest)
+        finally:
+            os.close(descriptor)
+
 
 def printable(path: str) -> str:
     """Return a path as text that any terminal and JSON can show, whatever bytes it had."""
@@ -404,24 +446,3 @@ def printable(path: str) -> str:
 def _unreadable(name: str, path: str, error: OSError) -> UnreadableTag:
     message = f"the repository's directory cannot be read: {error.strerror}"
     return UnreadableTag(printable(name), Problem(Verdict.INVALID_LINK, printable(path), message))
-
-
-def _read(path: str, limit: int) -> bytes:
-    """Return the content of a regular file, at most `limit` + 1 bytes of it.
-
-    Neither a FIFO nor a device can make it wait, and a symbolic link is an error.
-
-    Raises:
-        OSError: It cannot be read or is not a regular file.
-    """
-    descriptor = os.open(path, _FLAGS)
-    try:
-        content = os.read(descriptor, _USUAL_SIZE)
-        if 0 < len(content) < _USUAL_SIZE:
-            return content  # all of it; nobody needs to ask for the size of so little
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "not a regular file")
-        return content + os.read(descriptor, max(0, min(status.st_size, limit) + 1 - len(content)))
-    finally:
-        os.close(descriptor)
