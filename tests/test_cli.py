@@ -21,6 +21,7 @@ from tests.snapshot import snapshot
 
 EXPORTER = [sys.executable, "-m", "exporter"]
 NOBODY = 65534
+HARD_LINKS = "export: by hard links (--link-mode auto)\n"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -344,7 +345,7 @@ def test_the_owner_of_the_storage_needs_no_root(public: Path) -> None:
     for path in [builder.root, *builder.root.rglob("*")]:
         os.chown(path, NOBODY, NOBODY)
     result = as_nobody("export", builder.root, public / "out")
-    assert (result.code, result.stderr) == (0, "export: 1 images\n")
+    assert (result.code, result.stderr) == (0, f"export: 1 images\n{HARD_LINKS}")
 
 
 def test_an_out_of_another_user_is_one_sentence(public: Path) -> None:
@@ -443,7 +444,7 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(
 
 def test_export_says_what_it_did(filled: StorageBuilder, tmp_path: Path) -> None:
     done = skopeo_dir("export", filled.root, tmp_path / "out")
-    assert (done.code, done.stderr) == (0, "export: 4 images\n")
+    assert (done.code, done.stderr) == (0, f"export: 4 images\n{HARD_LINKS}")
     assert re.fullmatch(
         r"exported 4 images \(0 unchanged, 0 failed\): 20 links, 0 reflinks, 0 copies, "
         r"\S+ kB of unique blobs, "
@@ -460,7 +461,7 @@ def test_a_failed_image_is_exit_code_1_and_a_line_on_stderr(
     done = skopeo_dir("export", filled.root, tmp_path / "out")
     assert (done.code, done.stdout[:36]) == (1, "exported 3 images (0 unchanged, 1 fa")
     assert done.stderr == (
-        "export: 4 images\n"
+        f"export: 4 images\n{HARD_LINKS}"
         f"export failed: app:v1: the blob {digest} is not in the blob store [missing-blob]\n"
     )
 
