@@ -16,7 +16,8 @@ from exporter.events import Deleted, Event, Exported, Failed, Linking, Observer,
 from exporter.forks import MAX_ITEMS, in_forks
 from exporter.link import LinkMode
 from exporter.plan import Selection, candidates, select
-from exporter.storage import Storage, TaggedImage
+from exporter.reference import ImageName
+from exporter.storage import Storage, TaggedImage, UnreadableTag
 
 _BATCH = 32  # images that a process takes at a time
 _WORTH_FORKING = 512  # images; a fork costs as much as building some dozens
@@ -111,9 +112,7 @@ def export(
             _build(builder, rest, processes or _useful(len(rest)), teller)
             prune.clear_building(out)
         if delete:
-            there = {tag.name if isinstance(tag, TaggedImage) else tag.image for tag in found}
-            gone = [name for name in earlier if name not in there and storage.lacks(name)]
-            gone = [name for name in gone if selection.means(str(name))]
+            gone = _gone(storage, found, earlier, selection)
             for name, event in zip(gone, prune.delete(out, gone), strict=True):
                 if isinstance(event, Deleted):
                     del record[name]
@@ -163,6 +162,21 @@ def _require_room(
         inodes=len(sizes) + directories,
         hint="choose another OUT, or fewer images with --include",
     )
+
+
+def _gone(
+    storage: Storage,
+    found: Iterable[TaggedImage | UnreadableTag],
+    earlier: Iterable[ImageName],
+    selection: Selection,
+) -> list[ImageName]:
+    """Return the selected images of earlier exports that the source no longer has."""
+    there = {tag.name if isinstance(tag, TaggedImage) else tag.image for tag in found}
+    return [
+        name
+        for name in earlier
+        if name not in there and selection.means(str(name)) and storage.lacks(name)
+    ]
 
 
 def _in_batches(images: Sequence[TaggedImage], processes: int) -> list[list[TaggedImage]]:
