@@ -261,16 +261,19 @@ def test_what_skopeo_waits_for_by_itself_slows_the_others_down(
 
     def wrap(real: Run) -> Run:
         def copy(
-            command: Sequence[str], *, listen: Callable[[str], None] | None = None
+            command: Sequence[str],
+            *,
+            listen: Callable[[str], None] | None = None,
+            environment: Mapping[str, str] | None = None,
         ) -> Finished:
             nonlocal running
             if not command[-1].startswith("docker://"):
-                return real(command, listen=listen)  # the probe
+                return real(command, listen=listen, environment=environment)  # the probe
             with lock:
                 running += 1
                 starts.append(running)
             try:
-                return real(command, listen=listen)
+                return real(command, listen=listen, environment=environment)
             finally:
                 with lock:
                     running -= 1
@@ -351,12 +354,15 @@ def test_an_index_that_must_be_converted_goes_child_by_child(
 
     def wrap(real: Run) -> Run:
         def refuse(
-            command: Sequence[str], *, listen: Callable[[str], None] | None = None
+            command: Sequence[str],
+            *,
+            listen: Callable[[str], None] | None = None,
+            environment: Mapping[str, str] | None = None,
         ) -> Finished:
             # As 1.14 to 1.22 do with zstd children.
             if "--all" in command and command[-1].endswith(":v1"):
                 return Finished(1, "", text)
-            return real(command, listen=listen)
+            return real(command, listen=listen, environment=environment)
 
         return refuse
 
@@ -376,21 +382,29 @@ def test_no_more_run_at_a_time_in_one_project_than_allowed(
 
     def wrap(real: Run) -> Run:
         def copy(
-            command: Sequence[str], *, listen: Callable[[str], None] | None = None
+            command: Sequence[str],
+            *,
+            listen: Callable[[str], None] | None = None,
+            environment: Mapping[str, str] | None = None,
         ) -> Finished:
             project = command[-1].split("/")[3] if "dir:/dev/null" not in command[-1] else ""
             with lock:
                 running[project] += 1
                 most[project] = max(most[project], running[project])
             try:
-                return real(command, listen=listen)
+                return real(command, listen=listen, environment=environment)
             finally:
                 with lock:
                     running[project] -= 1
 
-        def run(command: Sequence[str], *, listen: Callable[[str], None] | None = None) -> Finished:
-            is_copy = command[-1].startswith("docker://")
-            return copy(command, listen=listen) if is_copy else real(command, listen=listen)
+        def run(
+            command: Sequence[str],
+            *,
+            listen: Callable[[str], None] | None = None,
+            environment: Mapping[str, str] | None = None,
+        ) -> Finished:
+            either = copy if command[-1].startswith("docker://") else real
+            return either(command, listen=listen, environment=environment)
 
         return run
 

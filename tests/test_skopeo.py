@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +37,7 @@ from exporter.skopeo import (
     Processes,
     Run,
     Skopeo,
+    command,
     explain,
 )
 from tests.registry import serve, skopeo, skopeo_environment
@@ -330,6 +331,31 @@ def test_a_copy_returns_the_digest_that_arrived_from_a_path_with_colons_and_blan
         there = skopeo("inspect", "--raw", "--tls-verify=false", reference)
     assert pushed == Digest.of(image.manifest)
     assert there.encode() == image.manifest
+
+
+def test_a_copy_leaves_no_blob_info_cache_behind(tmp_path: Path) -> None:
+    image = Image(tmp_path / "app:v1")
+    with serve(tmp_path / "registry") as registry:
+        probe().copy(str(image.path), f"{registry.host}/app:v1")
+        assert not (tmp_path / "cache").exists()
+        command = probe().copy_command(str(image.path), f"{registry.host}/other:v1")
+        subprocess.run(command, check=True, capture_output=True)
+        assert list((tmp_path / "cache/containers/cache").iterdir()) != []
+
+
+def test_the_default_authfile_of_root_stays_where_skopeo_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = tmp_path / "auth.json"
+    monkeypatch.setattr(command, "_ROOTS_AUTHFILE", str(default))
+    found = {"HOME": "/root"}
+    moved = {**found, "XDG_DATA_HOME": "/dev/null", "_CONTAINERS_ROOTLESS_UID": "1"}
+    assert command.without_cache(found, authfile=None) == moved
+    default.write_text("{}")
+    assert command.without_cache(found, authfile=None) == found
+    assert command.without_cache(found, authfile="given") == moved
+    elsewhere = {"XDG_RUNTIME_DIR": "/run/user/0"}
+    assert command.without_cache(found | elsewhere, authfile=None) == moved | elsewhere
 
 
 def test_the_command_line_that_is_printed_does_what_copy_does(tmp_path: Path) -> None:
@@ -717,7 +743,12 @@ def test_a_long_text_keeps_where_and_why() -> None:
 
 
 def runner(finished: Finished) -> Run:
-    def run(command: Sequence[str], *, listen: Callable[[str], None] | None = None) -> Finished:
+    def run(
+        command: Sequence[str],
+        *,
+        listen: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Finished:
         return finished
 
     return run

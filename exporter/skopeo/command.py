@@ -6,7 +6,7 @@ Spec: containers/skopeo, docs/skopeo-copy.1.md and cmd/skopeo.
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Self
@@ -17,6 +17,7 @@ from exporter.skopeo.messages import explain, is_throttled, uploaded_digest
 from exporter.skopeo.processes import Run
 
 _REQUIRED = frozenset({"--preserve-digests", "--multi-arch", "--digestfile"})
+_ROOTS_AUTHFILE = "/run/containers/0/auth.json"
 _INSTALL = "install it with the system's package manager, for example: apt-get install skopeo"
 
 
@@ -242,7 +243,8 @@ class Skopeo:
             if throttled is not None and is_throttled(line):
                 throttled()
 
-        finished = self.run(command, listen=listen)
+        environment = without_cache(os.environ, authfile=self.options.authfile)
+        finished = self.run(command, listen=listen, environment=environment)
         if finished.returncode < 0:
             raise TemporaryDestinationError(f"skopeo was killed by signal {-finished.returncode}")
         if finished.returncode != 0:
@@ -251,6 +253,30 @@ class Skopeo:
             return Digest.parse(finished.stdout.strip())
         except ValueError as error:
             raise UsageError(f"skopeo did not say what it pushed: {error}") from None
+
+
+def without_cache(environment: Mapping[str, str], *, authfile: str | None) -> dict[str, str]:
+    """Return an environment in which skopeo keeps its blob-info cache in memory.
+
+    On disk it is one database, locked and synced at every blob by each of the processes. All that
+    it could tell them we know already, see `push`. If a future skopeo takes no notice, nothing is
+    lost but time.
+
+    Args:
+        environment: What skopeo would get otherwise.
+        authfile: What it gets as `--dest-authfile`.
+
+    Spec: containers/image, pkg/blobinfocache/default.go: where the cache's directory cannot be
+    made, it is in memory; root's has a fixed place unless internal/rootless, GetRootlessEUID, is
+    told of another user. That also decides where a default authfile is (pkg/docker/config).
+    """
+    changed = {**environment, "XDG_DATA_HOME": os.devnull}
+    if os.geteuid() == 0:
+        needs_default = authfile is None and "XDG_RUNTIME_DIR" not in environment
+        if needs_default and os.path.exists(_ROOTS_AUTHFILE):
+            return dict(environment)
+        changed["_CONTAINERS_ROOTLESS_UID"] = "1"
+    return changed
 
 
 def _flags(usage: str) -> frozenset[str]:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol, cast
 
@@ -34,7 +34,11 @@ class Run(Protocol):
     """Starts a process and waits for it; `Processes.run`, or a fake."""
 
     def __call__(
-        self, command: Sequence[str], *, listen: Callable[[str], None] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        listen: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Finished:
         """See `Processes.run`."""
 
@@ -42,8 +46,8 @@ class Run(Protocol):
 class Processes:
     """Runs processes to their end, and ends them all when told to. Thread-safe.
 
-    Each runs in its own process group, so ctrl-c in the terminal reaches us alone, with stdin
-    closed and with our environment. Where util-linux's setpriv is at hand the kernel kills the
+    Each runs in its own process group, so ctrl-c in the terminal reaches us alone, and with stdin
+    closed. Where util-linux's setpriv is at hand the kernel kills the
     process when we die, however we die. That signal follows the *thread* that forked
     (prctl(2), PR_SET_PDEATHSIG), so `run` waits in the thread that starts the process.
     """
@@ -54,20 +58,25 @@ class Processes:
         self._stopped_by: int | None = None
 
     def run(
-        self, command: Sequence[str], *, listen: Callable[[str], None] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        listen: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Finished:
         """Run `command` and return what became of it, whatever its return code is.
 
         Args:
             command: Program and arguments.
             listen: Is given every line of stderr while the process runs, by this thread.
+            environment: Variables that it gets; ours if None.
 
         Raises:
             Interrupted: `stop` was called before it had succeeded.
             UsageError: It cannot be started.
         """
         with tempfile.TemporaryFile() as stdout:
-            process = self._start(command, stdout)
+            process = self._start(command, stdout, environment)
             with cast("IO[bytes]", process.stderr) as stream:
                 stderr = _read(stream, listen)
             # WNOWAIT: until it is reaped, under the lock, nobody else can have its process id,
@@ -100,7 +109,9 @@ class Processes:
                 self._signal(signal.SIGKILL)
                 self._changed.wait_for(lambda: not self._running, GRACE_SECONDS)
 
-    def _start(self, command: Sequence[str], stdout: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _start(
+        self, command: Sequence[str], stdout: IO[bytes], environment: Mapping[str, str] | None
+    ) -> subprocess.Popen[bytes]:
         with self._changed:
             if self._stopped_by is not None:
                 raise Interrupted(self._stopped_by)
@@ -111,6 +122,7 @@ class Processes:
                     stdout=stdout,
                     stderr=subprocess.PIPE,
                     process_group=0,
+                    env=environment,
                 )
             except OSError as error:
                 raise UsageError(f"cannot start {command[0]}: {error.strerror}") from error
