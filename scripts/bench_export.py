@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,31 +121,27 @@ def _growth(work: Path, tags: int) -> None:
 
 
 def _peak_memory(command: Command) -> tuple[int, int]:
-    """Return the peak resident set of the largest process, and of all by PSS, in MB."""
+    """Return the peak resident set of the largest process, and of all by PSS, in MB.
+
+    Not what wait4 says: that counts this process, too, which the command was forked from.
+    """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peaks = [0]
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.02):
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-            with contextlib.suppress(OSError):
-                pids = [str(process.pid), *children.read_text().split()]
-                peaks.append(sum(map(_pss, pids)))
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
-    done.set()
-    sampler.join()
-    return usage.ru_maxrss * 1024 // 10**6, max(peaks) * 1024 // 10**6
+    peaks, sums = [0], [0]
+    while process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        with contextlib.suppress(OSError):
+            pids = [str(process.pid), *children.read_text().split()]
+            peaks += [_kilobytes(f"/proc/{pid}/status", "VmHWM") for pid in pids]
+            sums.append(sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss") for pid in pids))
+        time.sleep(0.02)
+    if process.returncode != 0:
+        raise SystemExit(f"exit {process.returncode}: {command}")
+    return max(peaks) * 1024 // 10**6, max(sums) * 1024 // 10**6
 
 
-def _pss(pid: str) -> int:
+def _kilobytes(path: str, name: str) -> int:
     with contextlib.suppress(OSError):
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        found = re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)
+        found = re.search(rf"^{name}: +(\d+) kB", Path(path).read_text(), re.MULTILINE)
         return int(found[1]) if found else 0
     return 0
 
