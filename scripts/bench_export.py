@@ -141,7 +141,7 @@ def _peak_memory(command: Command) -> tuple[int, int]:
 
 def _kilobytes(path: str, name: str) -> int:
     with contextlib.suppress(OSError):
-        found = re.search(rf"^{name}: +(\d+) kB", Path(path).read_text(), re.MULTILINE)
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path(path).read_text(), re.MULTILINE)
         return int(found[1]) if found else 0
     return 0
 
