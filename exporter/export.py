@@ -99,7 +99,8 @@ def export(
         mode, reason = _choose(link_mode, storage, out, images)
         observe(Linking(mode=mode, reason=reason))
         made_of = {"source": storage.root, "mode": mode}
-        known = {} if mode is LinkMode.SYMLINK else dirlayout.read_made(out, of=made_of)
+        remembers = mode is not LinkMode.SYMLINK  # what such a link points to may be gone
+        known = dirlayout.read_made(out, of=made_of) if remembers else {}
         rest = [image for image in images if not teller.knows(image, known)]
         existing = {str(name) for name in dirlayout.staged(out)} if rest else set[str]()
         with (
@@ -122,7 +123,7 @@ def export(
         teller.flush()
         names = {str(name) for name in record}
         made = {name: each for name, each in (known | teller.made).items() if name in names}
-        if made != known:
+        if remembers and made != known:
             dirlayout.write_made(out, made, of=made_of)
     except BrokenPipeError:
         raise  # whoever listened has gone

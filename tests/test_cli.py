@@ -466,6 +466,20 @@ def test_a_failed_image_is_exit_code_1_and_a_line_on_stderr(
     )
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "--names"], ["list", "--json"]])
+def test_output_that_cannot_be_written_is_one_sentence(
+    filled: StorageBuilder, arguments: list[str]
+) -> None:
+    source = [] if arguments == ["--help"] else [str(filled.root)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*EXPORTER, *arguments, *source], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 7
+    assert done.stderr.startswith(b"error: stdout: no space or no inodes left\n")
+    assert b"Traceback" not in done.stderr
+
+
 def test_export_json_is_a_message_an_event_and_a_summary(
     filled: StorageBuilder, tmp_path: Path
 ) -> None:

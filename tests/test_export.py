@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
 
 from exporter import dirlayout
@@ -230,9 +231,11 @@ def test_without_a_memory_of_the_last_run_every_image_is_looked_into(
     run(registry, tmp_path / "out")
     registry.data(Digest.of(b"lost")).unlink()
     memory = tmp_path / "out/.skopeo-dir/made.json"
+    of = orjson.loads(memory.read_bytes())["of"]
     memory.unlink()
     if content is not None:
-        memory.write_bytes(content)
+        malformed = orjson.dumps({"of": of, "images": {"app:v1": [], "lost:v1": []}})
+        memory.write_bytes(malformed if content == b"OF" else content)
     before = state(tmp_path / "out")
     expected = {"app:v1": "unchanged", "lost:v1": "missing-blob"}
     assert outcome(run(registry, tmp_path / "out")) == expected

@@ -12,11 +12,14 @@ import orjson
 import pytest
 
 from exporter import dirlayout
+from exporter.check import check
 from exporter.digest import Digest
 from exporter.errors import NoSpaceError, UsageError
 from exporter.events import Event, Exported, Failed, Linking
 from exporter.export import ExportSummary, export
+from exporter.inventory import inventory
 from exporter.link import LinkMode
+from exporter.plan import Selection
 from exporter.storage import Storage
 from tests import loops
 from tests.builders import StorageBuilder
@@ -240,6 +243,10 @@ def test_a_registry_that_is_mounted_read_only_can_be_copied_or_pointed_to(
         source.root, source.v2 = bound, bound / "docker/registry/v2"
         with pytest.raises(UsageError, match="different file systems or mounts"):
             run(source, tmp_path / "hard")
+        storage = Storage(str(source.v2))
+        checked = check(storage, digests=True)
+        assert (checked.images, checked.failed) == (20, 0)
+        assert len(list(inventory(storage, Selection()))) == 20
         summary, _ = run(source, tmp_path / "out", mode=mode)
         assert (summary.images, summary.failed) == (20, 0)
         assert_right(tmp_path / "out", source)
@@ -302,9 +309,12 @@ PROGRAM = """
 import sys
 import exporter.export
 from exporter import dirlayout
+from exporter.check import check
 from exporter.errors import SkopeoDirError
 from exporter.events import Exported
+from exporter.inventory import inventory
 from exporter.link import LinkMode
+from exporter.plan import Selection
 from exporter.storage import Storage
 source, out, mode = sys.argv[1:]
 exporter.export._SYNC_EVERY_SECONDS = 0.0

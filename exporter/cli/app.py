@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from exporter import __version__
+from exporter import __version__, files
 from exporter.cli.console import print_error
 from exporter.cli.groups import ungrouped
 from exporter.errors import EXIT_SOME_FAILED, Interrupted, SkopeoDirError
@@ -102,11 +102,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     asked = sys.argv[1:2]
     app = command_line(asked if asked and asked[0] in _COMMANDS else _COMMANDS)
+    code = 0
     try:
         app(prog_name="skopeo-dir")
     except SystemExit as end:
-        with suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        # The kernel takes memory back in less time than the interpreter takes itself apart.
-        os._exit(end.code if isinstance(end.code, int) else end.code is not None)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except OSError as error:  # of stdout: all other files have a sentence of their own
+        failure = files.failure(error, error.filename or "stdout")
+        print_error(failure)
+        code = failure.exit_code
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # The kernel takes memory back in less time than the interpreter takes itself apart.
+    os._exit(code)

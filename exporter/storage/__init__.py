@@ -1,7 +1,8 @@
 """The source: a registry's storage, a tree or an archive of one, read only."""
 
 from exporter.storage.locate import STDIN
-from exporter.storage.tree import BlobFile, Storage, TaggedImage, UnreadableTag, printable
+from exporter.storage.records import BlobFile, TaggedImage, UnreadableTag, printable
+from exporter.storage.tree import Storage
 
 __all__ = [
     "STDIN",

@@ -14,8 +14,9 @@ from exporter.storage import layout, members
 from exporter.storage.archive import Archive
 from exporter.storage.compression import CHUNK
 from exporter.storage.members import Blob, Link, Place
+from exporter.storage.records import Archived, UnreadableTag, printable
 from exporter.storage.tar import BLOCK, Kind, Member, TarReader
-from exporter.storage.tree import LINK_LENGTH, Archived, Storage, UnreadableTag, printable
+from exporter.storage.tree import LINK_LENGTH, Storage
 from exporter.verdict import Problem, Verdict
 
 

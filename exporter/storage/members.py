@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from exporter.digest import Digest
 from exporter.reference import parse_repository_name, parse_tag
 from exporter.storage import layout
-from exporter.storage.tree import printable
+from exporter.storage.records import printable
 
 _LONGEST_NAME = 4096  # PATH_MAX: no tree had a longer one
 

@@ -4,11 +4,10 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, Self
+from typing import Self
 
 from exporter import files, manifest
 from exporter.digest import Digest
@@ -17,69 +16,13 @@ from exporter.manifest import Manifest, ManifestError
 from exporter.reference import ImageName, RepositoryName, parse_repository_name, parse_tag
 from exporter.storage import layout
 from exporter.storage.locate import storage_root
+from exporter.storage.records import Archived, BlobFile, TaggedImage, UnreadableTag, printable
 from exporter.verdict import Problem, ProblemError, Verdict
 
 _parse_repository_name = lru_cache(1)(parse_repository_name)  # one has many tags
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITING_SECONDS = 0.25  # more than a registry takes between the two steps of writing a tag
-_USUAL_SIZE = 32 * 1024  # bytes; a manifest has seldom more
 LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
-
-
-class TaggedImage(NamedTuple):
-    """A tag and the digest that its link file names."""
-
-    name: ImageName
-    digest: Digest
-
-
-class UnreadableTag(NamedTuple):
-    """Something that stands where a tag or repository would, and why it is none.
-
-    Attributes:
-        name: `<repository>:<tag>`, or a repository alone; printable, not a valid name.
-        problem: Why.
-        image: The valid name of the tag, if it has one.
-    """
-
-    name: str
-    problem: Problem
-    image: ImageName | None = None
-
-
-class BlobFile(NamedTuple):
-    """A blob or manifest, and what the file system says of it.
-
-    Attributes:
-        digest: Under which it is stored.
-        path: Relative to the root.
-        size: Bytes.
-        inode: Number; 0 if it is only in an archive.
-    """
-
-    digest: Digest
-    path: str
-    size: int
-    inode: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Archived:
-    """What an archive says besides the tree that was made of it.
-
-    Attributes:
-        name: What the user calls the archive.
-        sizes: Bytes of blobs that the archive has and the tree need not have.
-        verified: Those of them that were read and are what they are called.
-        problems: Blobs that the archive has, but not whole.
-        unreadable: Tags that cannot be a link file in the tree.
-    """
-
-    name: str
-    sizes: Mapping[Digest, int] = field(default_factory=dict)
-    verified: Collection[Digest] = frozenset()
-    problems: Mapping[Digest, Problem] = field(default_factory=dict)
-    unreadable: Sequence[UnreadableTag] = ()
 
 
 class Storage:
@@ -425,22 +368,12 @@ class Storage:
         """
         descriptor = os.open(f"{self._prefix}{path}", _FLAGS, dir_fd=self._descriptor)
         try:
-            content = os.read(descriptor, _USUAL_SIZE)
-            if 0 < len(content) < _USUAL_SIZE:
-                return content  # all of it; nobody needs to ask for the size of so little
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(0, "not a regular file")
-            rest = max(0, min(status.st_size, limit) + 1 - len(content))
-            return content + os.read(descriptor, rest)
+            return os.read(descriptor, min(status.st_size, limit) + 1)
         finally:
             os.close(descriptor)
-
-
-def printable(path: str) -> str:
-    """Return a path as text that any terminal and JSON can show, whatever bytes it had."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _unreadable(name: str, path: str, error: OSError) -> UnreadableTag:
