@@ -16,8 +16,8 @@ class Pace:
     """How hard a push works.
 
     Attributes:
-        jobs: How many skopeo processes at a time.
-        jobs_per_project: How many of them into one project; no limit of its own if None.
+        jobs: How many images are sent at a time; one more is made ready.
+        jobs_per_project: How many of all these in one project; no limit of its own if None.
         retry: How to deal with temporary failures.
         fail_fast: Start nothing more once an image has failed.
     """

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 
 from exporter.copies import Copy, children_first, source_directory
 from exporter.digest import Digest
@@ -21,7 +21,7 @@ from exporter.pace import Pace
 from exporter.reference import RepositoryName
 from exporter.schedule import Job, Schedule
 from exporter.shipment import Forecast, Image, Shipment, read_image
-from exporter.skopeo import ChildrenFirst, Mode, Skopeo
+from exporter.skopeo import ChildrenFirst, Mode, Skopeo, Turn
 from exporter.workers import Workers
 
 
@@ -55,11 +55,7 @@ def push(
     pace = pace or Pace()
     client.ping()
     observe(Started(verb="push", images=shipment.size))
-    pool = pace.requests()
-    try:
-        return _Push(shipment, client, skopeo, pool, observe).run(pace, stop)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return _Push(shipment, client, skopeo, pace, observe).run(stop)
 
 
 def foresee(
@@ -89,27 +85,32 @@ class _Push:
         shipment: Shipment,
         client: Client,
         skopeo: Skopeo,
-        pool: Executor,
+        pace: Pace,
         observe: Observer,
     ) -> None:
         self._shipment = shipment
         self._blobs = shipment.blobs
         self._client = client
         self._skopeo = skopeo
-        self._pool = pool
+        self._pace = pace
+        self._pool = pace.requests()
+        self._turns = threading.Semaphore(pace.jobs)
         self._tally = Tally(shipment, observe)
         self._lock = threading.Lock()  # of the blobs' places and of the mounts
         self._mounts: dict[tuple[RepositoryName, int], Future[bool]] = {}
 
-    def run(self, pace: Pace, stop: Callable[[int], None]) -> PushSummary:
+    def run(self, stop: Callable[[int], None]) -> PushSummary:
         """Push images until each has arrived or failed."""
         self._tally.begin()
-        if not (pace.fail_fast and self._tally.summary.failed):
-            images = self._shipment.ask(self._client, self._pool, self._tally.present)
-            self._run(images, pace, stop)
+        try:
+            if not (self._pace.fail_fast and self._tally.summary.failed):
+                images = self._shipment.ask(self._client, self._pool, self._tally.present)
+                self._run(images, stop)
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         return self._tally.end()
 
-    def _run(self, images: list[Image], pace: Pace, stop: Callable[[int], None]) -> None:
+    def _run(self, images: list[Image], stop: Callable[[int], None]) -> None:
         steps: list[tuple[Image, Copy, Journey]] = []
         journeys: list[list[Journey]] = []  # by the number of a step, those of its image
         queue: list[Job] = []
@@ -123,6 +124,7 @@ class _Push:
                 queue.append(Job(blobs=blobs, project=project, after=below))
                 steps.append((image, copy, journey))
                 journeys.append(own)
+        pace = self._pace
         schedule = Schedule(queue, self._blobs.sizes, jobs_per_project=pace.jobs_per_project)
         for blob, places in enumerate(self._blobs.places):
             if places:
@@ -144,8 +146,16 @@ class _Push:
         def attempt(number: int) -> SkopeoDirError | None:
             return self._attempt(*steps[number], workers)
 
+        # One image more than may be sent at a time: when its turn comes, its mounts are made and
+        # its skopeo is up. Not if it might be one that must not start any more, or is being timed.
+        is_one_ahead = not (pace.fail_fast or self._skopeo.options.command_timeout)
         workers = Workers(
-            schedule, attempt, report, jobs=pace.jobs, retry=pace.retry, fail_fast=pace.fail_fast
+            schedule,
+            attempt,
+            report,
+            jobs=pace.jobs + is_one_ahead,
+            retry=pace.retry,
+            fail_fast=pace.fail_fast,
         )
         workers.run(stop=stop)
 
@@ -239,14 +249,19 @@ class _Push:
                 workers.settle(blob)
 
         def copied(part: Copy) -> Digest:
-            with source_directory(image.directory, part) as directory:
-                return self._skopeo.copy(
-                    directory,
-                    image.reference_of(part),
-                    mode=part.mode,
-                    uploaded=uploaded,
-                    throttled=workers.slow_down,
-                )
+            turn = Turn(self._turns)
+            try:
+                with source_directory(image.directory, part) as directory:
+                    return self._skopeo.copy(
+                        directory,
+                        image.reference_of(part),
+                        mode=part.mode,
+                        uploaded=uploaded,
+                        throttled=workers.slow_down,
+                        turn=turn,
+                    )
+            finally:
+                journey.seconds -= turn.waited_seconds
 
         try:
             return copied(copy)

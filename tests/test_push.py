@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import orjson
@@ -22,7 +23,7 @@ from exporter.pace import Pace
 from exporter.push import push
 from exporter.reference import Destination
 from exporter.shipment import Shipment
-from exporter.skopeo import Finished, Options, Processes, Run, Skopeo
+from exporter.skopeo import Finished, Options, Processes, Skopeo, Turn
 from exporter.workers import Retry
 from tests.builders import StorageBuilder
 from tests.fault_proxy import Cut, Fault, Hang, Refuse, Reset, fault_proxy
@@ -95,25 +96,63 @@ def results(out: Path) -> list[dict[str, object]]:
     return [orjson.loads(line) for line in files[-1].read_text().splitlines()]
 
 
+Around = Callable[[Sequence[str], Callable[[], Finished]], Finished]
+"""Is given every command that copies an image, and what runs it."""
+
+
+class Gauge:
+    """An `Around` that counts how many copies run at a time, in all or by project."""
+
+    def __init__(self, *, by_project: bool = False) -> None:
+        self.starts: list[int] = []  # how many ran, at each start of a copy
+        self.most: Counter[str] = Counter()
+        self._by_project = by_project
+        self._running: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self, command: Sequence[str], copy: Callable[[], Finished]) -> Finished:
+        project = command[-1].split("/")[3] if self._by_project else "all"
+        with self._lock:
+            self._running[project] += 1
+            self.starts.append(self._running[project])
+            self.most[project] = max(self.most[project], self._running[project])
+        try:
+            return copy()
+        finally:
+            with self._lock:
+                self._running[project] -= 1
+
+
 def pushed_here(
     out: Path,
     host: str,
     *,
     pace: Pace | None = None,
     options: Options | None = None,
-    wrap: Callable[[Run], Run] = lambda run: run,
+    around: Around = lambda _command, copy: copy(),
     timeout_seconds: float = 60.0,
 ) -> tuple[PushSummary, dict[str, Pushed | Failed], list[Event]]:
     """Push within this process, hastily; return the summary, the end of each image, all events."""
     processes = Processes()
     events: list[Event] = []
+
+    def run(
+        command: Sequence[str],
+        *,
+        listen: Callable[[str], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+        turn: Turn | None = None,
+    ) -> Finished:
+        def copy() -> Finished:
+            return processes.run(command, listen=listen, environment=environment, turn=turn)
+
+        return around(command, copy) if command[-1].startswith("docker://") else copy()
+
     with Client(host, tls_verify=False, timeout_seconds=timeout_seconds) as client:
         summary = push(
             Shipment.of_out(str(out), Destination.parse(host)),
             client=client,
-            skopeo=Skopeo.probe(
-                options=options or Options(dest_tls_verify=False), run=wrap(processes.run)
-            ),
+            skopeo=Skopeo.probe(options=options or Options(dest_tls_verify=False), run=run),
             stop=processes.stop,
             pace=pace or Pace(retry=HASTY),
             observe=events.append,
@@ -250,8 +289,7 @@ def test_what_skopeo_waits_for_by_itself_slows_the_others_down(
 ) -> None:
     out = exported(tmp_path, 24, shared=0)
     asked: list[str] = []
-    running, starts = 0, list[int]()  # how many ran, at each start of a copy
-    lock = threading.Lock()
+    gauge = Gauge()
 
     def ask_too_much(method: str, path: str, count: int) -> Fault | None:
         if kind_of(method, path) == "head-blob" and len(asked) < 8:
@@ -259,32 +297,11 @@ def test_what_skopeo_waits_for_by_itself_slows_the_others_down(
             return Refuse(429, code="TOOMANYREQUESTS", retry_after="1")
         return None
 
-    def wrap(real: Run) -> Run:
-        def copy(
-            command: Sequence[str],
-            *,
-            listen: Callable[[str], None] | None = None,
-            environment: Mapping[str, str] | None = None,
-        ) -> Finished:
-            nonlocal running
-            if not command[-1].startswith("docker://"):
-                return real(command, listen=listen, environment=environment)  # the probe
-            with lock:
-                running += 1
-                starts.append(running)
-            try:
-                return real(command, listen=listen, environment=environment)
-            finally:
-                with lock:
-                    running -= 1
-
-        return copy
-
     with fault_proxy(destination.host, rule=ask_too_much) as proxy:
-        _, ends, _ = pushed_here(out, proxy.host, wrap=wrap)
+        _, ends, _ = pushed_here(out, proxy.host, around=gauge)
     assert {end.tries for end in ends.values()} == {1}
-    assert starts[:8] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert max(starts[8:11]) <= 4
+    assert gauge.starts[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9], "one of them is made ready"
+    assert max(gauge.starts[9:12]) <= 4
 
 
 # --- every blob once
@@ -352,21 +369,13 @@ def test_an_index_that_must_be_converted_goes_child_by_child(
         'but we cannot modify it"\n'
     )
 
-    def wrap(real: Run) -> Run:
-        def refuse(
-            command: Sequence[str],
-            *,
-            listen: Callable[[str], None] | None = None,
-            environment: Mapping[str, str] | None = None,
-        ) -> Finished:
-            # As 1.14 to 1.22 do with zstd children.
-            if "--all" in command and command[-1].endswith(":v1"):
-                return Finished(1, "", text)
-            return real(command, listen=listen, environment=environment)
+    def around(command: Sequence[str], copy: Callable[[], Finished]) -> Finished:
+        # As 1.14 to 1.22 do with zstd children.
+        if "--all" in command and command[-1].endswith(":v1"):
+            return Finished(1, "", text)
+        return copy()
 
-        return refuse
-
-    _, ends, _ = pushed_here(tmp_path / "out", destination.host, wrap=wrap)
+    _, ends, _ = pushed_here(tmp_path / "out", destination.host, around=around)
     assert (type(ends["a/b:v1"]), ends["a/b:v1"].digest) == (Pushed, digest)
     run("verify", tmp_path / "out", destination.host, PLAIN)
 
@@ -378,38 +387,38 @@ def test_no_more_run_at_a_time_in_one_project_than_allowed(
     tmp_path: Path, destination: Registry
 ) -> None:
     out = exported(tmp_path, 12, shared=0)
-    lock, running, most = threading.Lock(), Counter[str](), Counter[str]()
+    gauge = Gauge(by_project=True)
+    pushed_here(out, destination.host, pace=Pace(jobs=8, jobs_per_project=2), around=gauge)
+    assert gauge.most == {"team0": 2, "team1": 2}
 
-    def wrap(real: Run) -> Run:
-        def copy(
-            command: Sequence[str],
-            *,
-            listen: Callable[[str], None] | None = None,
-            environment: Mapping[str, str] | None = None,
-        ) -> Finished:
-            project = command[-1].split("/")[3] if "dir:/dev/null" not in command[-1] else ""
-            with lock:
-                running[project] += 1
-                most[project] = max(most[project], running[project])
-            try:
-                return real(command, listen=listen, environment=environment)
-            finally:
-                with lock:
-                    running[project] -= 1
 
-        def run(
-            command: Sequence[str],
-            *,
-            listen: Callable[[str], None] | None = None,
-            environment: Mapping[str, str] | None = None,
-        ) -> Finished:
-            either = copy if command[-1].startswith("docker://") else real
-            return either(command, listen=listen, environment=environment)
+def test_one_image_is_made_ready_and_only_that_while_the_last_one_allowed_is_sent(
+    tmp_path: Path, destination: Registry
+) -> None:
+    out = exported(tmp_path, 6, shared=0, repositories=6)
+    gauge = Gauge()
+    pushed_here(out, destination.host, pace=Pace(jobs=1), around=gauge)
+    assert gauge.most["all"] == 2
+    puts = [
+        "/".join(r.path.split("/")[2:4])
+        for r in destination.requests()
+        if r.method == "PUT" and "/blobs/uploads/" in r.path
+    ]
+    turns = [repository for repository, _ in groupby(puts)]
+    assert len(turns) == len(set(turns)) == 6, "none in the midst of another"
 
-        return run
 
-    pushed_here(out, destination.host, pace=Pace(jobs=8, jobs_per_project=2), wrap=wrap)
-    assert most == {"team0": 2, "team1": 2}
+@pytest.mark.parametrize("careful", ["--fail-fast", "--command-timeout=1h"])
+def test_none_is_made_ready_if_it_must_not_start_or_is_timed(
+    tmp_path: Path, destination: Registry, careful: str
+) -> None:
+    out = exported(tmp_path, 4, shared=0)
+    gauge = Gauge()
+    pace = Pace(jobs=1, fail_fast=careful == "--fail-fast")
+    timeout = "1h" if careful.startswith("--command-timeout") else None
+    options = Options(dest_tls_verify=False, command_timeout=timeout)
+    pushed_here(out, destination.host, pace=pace, options=options, around=gauge)
+    assert gauge.most["all"] == 1
 
 
 def damaged(out: Path, name: str) -> None:

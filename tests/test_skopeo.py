@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from exporter.skopeo import (
     Processes,
     Run,
     Skopeo,
+    Turn,
     command,
     explain,
 )
@@ -117,6 +119,7 @@ class FakeRegistry(ThreadingHTTPServer):
         self.host = f"127.0.0.1:{self.server_port}"
         self.fault: tuple[str, int | str, bytes] | None = None
         self.seen: list[str] = []
+        self.before_answer: Callable[[str], None] = lambda _kind: None
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of connections that skopeo or we cut."""
@@ -136,6 +139,7 @@ class _Answers(BaseHTTPRequestHandler):
         if kind == "PUT manifest" and "list" in self.headers["Content-Type"]:
             kind = "PUT index"
         self.server.seen.append(kind)
+        self.server.before_answer(kind)
         status, body = (
             {
                 "PING": 200,
@@ -748,6 +752,7 @@ def runner(finished: Finished) -> Run:
         *,
         listen: Callable[[str], None] | None = None,
         environment: Mapping[str, str] | None = None,
+        turn: Turn | None = None,
     ) -> Finished:
         return finished
 
@@ -876,6 +881,62 @@ def test_what_had_succeeded_before_the_stop_stays_a_success(tmp_path: Path) -> N
     processes.stop(signal.SIGTERM)
     thread.join(5)
     assert [result.returncode for result in results] == [0]
+
+
+def test_nothing_is_asked_before_its_turn_which_ends_with_the_last_request(
+    tmp_path: Path, fake_registry: FakeRegistry
+) -> None:
+    image = Image(tmp_path / "app:v1")
+    image.become_index()
+    turns = threading.Semaphore(0)
+    turn = Turn(turns)
+    ended: dict[str, bool] = {}
+
+    def before_answer(kind: str) -> None:
+        if kind in ("PUT manifest", "PUT index"):
+            ended[kind] = turns.acquire(timeout=0.2 if kind == "PUT manifest" else 10)
+
+    fake_registry.before_answer = before_answer
+    found = probe()
+    copy = partial(found.copy, str(image.path), f"{fake_registry.host}/a/b:t", turn=turn)
+    thread = threading.Thread(target=copy)
+    thread.start()
+    time.sleep(0.3)
+    asked_before = list(fake_registry.seen)
+    turns.release()
+    thread.join()
+    assert asked_before == []
+    assert ended == {"PUT manifest": False, "PUT index": True}
+    assert turn.waited_seconds > 0.2
+    assert not turns.acquire(blocking=False), "a turn ends once"
+
+
+def test_a_stop_ends_who_waits_for_a_turn(tmp_path: Path) -> None:
+    image = Image(tmp_path / "app:v1")
+    processes = Processes()
+    found = probe(PLAIN_HTTP, processes)
+    turns = threading.Semaphore(1)
+    errors: list[SkopeoDirError] = []
+    with deaf_server() as (host, listener):
+
+        def copy() -> None:
+            errors.append(
+                error_of(lambda: found.copy(str(image.path), f"{host}/a/b:t", turn=Turn(turns)))
+            )
+
+        threads = [threading.Thread(target=copy) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        connection, _ = listener.accept()
+        with connection:
+            time.sleep(0.2)  # the others are up
+            began = time.monotonic()
+            processes.stop(signal.SIGTERM)
+            took = time.monotonic() - began
+            for thread in threads:
+                thread.join()
+    assert [type(error) for error in errors] == [Interrupted] * 3
+    assert took < 2
 
 
 KILLED = """

@@ -6,6 +6,7 @@ It knows nothing of which image is pushed when.
 from exporter.skopeo.command import Mode, Options, Skopeo
 from exporter.skopeo.messages import MAX_SENTENCE, ChildrenFirst, explain
 from exporter.skopeo.processes import GRACE_SECONDS, MAX_OUTPUT, Finished, Processes, Run
+from exporter.skopeo.turn import Turn
 
 __all__ = [
     "GRACE_SECONDS",
@@ -18,5 +19,6 @@ __all__ = [
     "Processes",
     "Run",
     "Skopeo",
+    "Turn",
     "explain",
 ]

@@ -13,8 +13,9 @@ from typing import Self
 
 from exporter.digest import Digest
 from exporter.errors import TemporaryDestinationError, UsageError
-from exporter.skopeo.messages import explain, is_throttled, uploaded_digest
+from exporter.skopeo.messages import explain, is_last_request, is_throttled, uploaded_digest
 from exporter.skopeo.processes import Run
+from exporter.skopeo.turn import Turn
 
 _REQUIRED = frozenset({"--preserve-digests", "--multi-arch", "--digestfile"})
 _ROOTS_AUTHFILE = "/run/containers/0/auth.json"
@@ -208,6 +209,7 @@ class Skopeo:
         mode: Mode = Mode.ALL,
         uploaded: Callable[[Digest], None] | None = None,
         throttled: Callable[[], None] | None = None,
+        turn: Turn | None = None,
     ) -> Digest:
         """Push one image directory and return the digest that was pushed.
 
@@ -222,6 +224,8 @@ class Skopeo:
             uploaded: Is given every blob as soon as it is sent whole, also by a copy that fails
                 later; by this thread.
             throttled: Is called when the destination has asked skopeo to slow down; by this thread.
+            turn: Is waited for before the destination is asked for anything, while skopeo starts,
+                and ends when nothing is left to be sent but the manifest.
 
         Raises:
             TemporaryDestinationError: Another try may help. An error that we do not know counts
@@ -234,17 +238,22 @@ class Skopeo:
         command = self.copy_command(source, destination, mode=mode, digestfile="/dev/stdout")
         copy = command.index("copy")
         # --quiet leaves stdout to the digest. --debug tells when a blob has been sent, and why an
-        # index was refused, which is otherwise reported as "must be converted" (see `_fatal`).
+        # index was refused, which is otherwise reported as "must be converted" (see `_fatal`). It
+        # has a line before every request, so skopeo waits for its turn where we want it to.
         command[copy : copy + 1] = ["--debug", "copy", "--quiet"]
+
+        reference = re.split("[@:]", destination.rpartition("/")[2], maxsplit=1)[1]
 
         def listen(line: str) -> None:
             if uploaded is not None and (digest := uploaded_digest(line)) is not None:
                 uploaded(digest)
+            if turn is not None and is_last_request(line, reference):
+                turn.end()
             if throttled is not None and is_throttled(line):
                 throttled()
 
         environment = without_cache(os.environ, authfile=self.options.authfile)
-        finished = self.run(command, listen=listen, environment=environment)
+        finished = self.run(command, listen=listen, environment=environment, turn=turn)
         if finished.returncode < 0:
             raise TemporaryDestinationError(f"skopeo was killed by signal {-finished.returncode}")
         if finished.returncode != 0:

@@ -66,6 +66,19 @@ def is_throttled(line: str) -> bool:
     return "Too many requests to " in line and ": sleeping for " in line
 
 
+def is_last_request(line: str, reference: str) -> bool:
+    """Tell if a line of the debug log says that all is sent but the manifest, which is being put.
+
+    Args:
+        line: The line.
+        reference: The tag or digest that the copy puts last; the children of an index go before.
+
+    Spec: containers/image, docker/docker_client.go, makeRequestToResolvedURLOnce: the method and
+    the URL, before the request is sent.
+    """
+    return f'/manifests/{reference}"' in line and 'msg="PUT ' in line
+
+
 _UPLOADED = re.compile(r"Upload of layer (sha256:[0-9a-f]{64}) complete")
 _EXPORT_AGAIN = "check the source and export the image again"
 _TEMPORARY_STATUSES = frozenset({408, 425, 429})

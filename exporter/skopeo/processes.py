@@ -2,6 +2,7 @@
 
 import functools
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -9,10 +10,12 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import IO, Protocol, cast
+from typing import IO, Protocol
 
 from exporter.errors import Interrupted, UsageError
+from exporter.skopeo.turn import Turn
 
 GRACE_SECONDS = 5.0
 """How long `Processes.stop` waits between SIGTERM and SIGKILL."""
@@ -39,6 +42,7 @@ class Run(Protocol):
         *,
         listen: Callable[[str], None] | None = None,
         environment: Mapping[str, str] | None = None,
+        turn: Turn | None = None,
     ) -> Finished:
         """See `Processes.run`."""
 
@@ -63,6 +67,7 @@ class Processes:
         *,
         listen: Callable[[str], None] | None = None,
         environment: Mapping[str, str] | None = None,
+        turn: Turn | None = None,
     ) -> Finished:
         """Run `command` and return what became of it, whatever its return code is.
 
@@ -70,14 +75,22 @@ class Processes:
             command: Program and arguments.
             listen: Is given every line of stderr while the process runs, by this thread.
             environment: Variables that it gets; ours if None.
+            turn: Is waited for when the process has been started, and ends with it at the latest.
+                Until then the process gets no further than its first line of stderr.
 
         Raises:
             Interrupted: `stop` was called before it had succeeded.
             UsageError: It cannot be started.
         """
-        with tempfile.TemporaryFile() as stdout:
-            process = self._start(command, stdout, environment)
-            with cast("IO[bytes]", process.stderr) as stream:
+        reader, writer = os.pipe()
+        with open(reader, "rb") as stream, tempfile.TemporaryFile() as stdout:
+            try:
+                filler = _fill(writer) if turn is not None else 0
+                process = self._start(command, stdout, writer, environment)
+            finally:
+                os.close(writer)
+            with turn or nullcontext():
+                stream.read(filler)
                 stderr = _read(stream, listen)
             # WNOWAIT: until it is reaped, under the lock, nobody else can have its process id,
             # so `stop` never signals a stranger.
@@ -110,7 +123,11 @@ class Processes:
                 self._changed.wait_for(lambda: not self._running, GRACE_SECONDS)
 
     def _start(
-        self, command: Sequence[str], stdout: IO[bytes], environment: Mapping[str, str] | None
+        self,
+        command: Sequence[str],
+        stdout: IO[bytes],
+        stderr: int,
+        environment: Mapping[str, str] | None,
     ) -> subprocess.Popen[bytes]:
         with self._changed:
             if self._stopped_by is not None:
@@ -120,7 +137,7 @@ class Processes:
                     [*_dying_with_us(), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
-                    stderr=subprocess.PIPE,
+                    stderr=stderr,
                     process_group=0,
                     env=environment,
                 )
@@ -132,6 +149,17 @@ class Processes:
     def _signal(self, number: signal.Signals) -> None:
         for process in self._running:
             os.killpg(process.pid, number)
+
+
+def _fill(pipe: int) -> int:
+    """Fill an empty pipe, so that whoever writes to it next must wait; return how many bytes."""
+    filler = 0
+    os.set_blocking(pipe, False)
+    with suppress(BlockingIOError):
+        while True:
+            filler += os.write(pipe, bytes(select.PIPE_BUF))
+    os.set_blocking(pipe, True)
+    return filler
 
 
 def _read(stream: IO[bytes], listen: Callable[[str], None] | None) -> str:
