@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from exporter.workers import Retry
+from exporter.retry import Retry
 
 REQUESTS_PER_JOB = 4
 """HEADs and mounts at a time, for each of `jobs`: they wait for a round trip and nothing else."""

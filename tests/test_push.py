@@ -22,9 +22,9 @@ from exporter.outcome import PushSummary
 from exporter.pace import Pace
 from exporter.push import push
 from exporter.reference import Destination
+from exporter.retry import Retry
 from exporter.shipment import Shipment
 from exporter.skopeo import Finished, Options, Processes, Skopeo, Turn
-from exporter.workers import Retry
 from tests.builders import StorageBuilder
 from tests.fault_proxy import Cut, Fault, Hang, Refuse, Reset, fault_proxy
 from tests.registry import Registry, serve, skopeo_environment

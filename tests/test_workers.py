@@ -17,8 +17,9 @@ from exporter.errors import (
     TemporaryDestinationError,
     UsageError,
 )
+from exporter.retry import Retry
 from exporter.schedule import Job, Schedule
-from exporter.workers import Attempt, Retry, Workers
+from exporter.workers import Attempt, Workers
 
 PATIENCE_SECONDS = 30.0  # how long a test waits for what must come
 AT_ONCE = Retry(first_seconds=0.0)
