@@ -118,7 +118,7 @@ class Bench:
         while len(rows) < self._rounds:
             try:
                 theirs, sent = self.seconds(row.rival, out, delay_seconds=row.delay_seconds)
-            except _Failed:  # blind pushes disturb each other: docker-registry 2.x answers 500
+            except _Failed:  # docker-registry then and now answers blind pushes with 500
                 failures += 1
                 if failures > self._rounds:
                     raise
@@ -132,7 +132,7 @@ class Bench:
             f"at least {row.must}",
             ratio >= row.must,
             f"{theirs:.1f} s, {sent:.0f} uploads / {mine:.1f} s, {own:.0f} uploads"
-            + (f"; {failures} runs of the rival failed and do not count" if failures else ""),
+            + (f"; not counted: {failures} of the rival that failed" if failures else ""),
         )
 
 
