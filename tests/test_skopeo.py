@@ -924,7 +924,7 @@ def test_a_stop_ends_who_waits_for_a_turn(tmp_path: Path) -> None:
                 error_of(lambda: found.copy(str(image.path), f"{host}/a/b:t", turn=Turn(turns)))
             )
 
-        threads = [threading.Thread(target=copy) for _ in range(3)]
+        threads = [threading.Thread(target=copy, daemon=True) for _ in range(3)]
         for thread in threads:
             thread.start()
         connection, _ = listener.accept()
@@ -934,7 +934,7 @@ def test_a_stop_ends_who_waits_for_a_turn(tmp_path: Path) -> None:
             processes.stop(signal.SIGTERM)
             took = time.monotonic() - began
             for thread in threads:
-                thread.join()
+                thread.join(10)
     assert [type(error) for error in errors] == [Interrupted] * 3
     assert took < 2
 
