@@ -21,7 +21,7 @@ from exporter.verdict import Problem, ProblemError, Verdict
 
 _parse_repository_name = lru_cache(1)(parse_repository_name)  # one has many tags
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_WRITING_SECONDS = 0.25  # more than a registry takes between the two steps of writing a tag
+_WRITING_SECONDS = (0.25, 0.5)  # each is more than a registry takes between the steps of a write
 LINK_LENGTH = 256  # longest digest is 135 bytes; more is not a link file
 
 
@@ -119,14 +119,18 @@ class Storage:
                 yield UnreadableTag(printable(shown), found, image)
 
     def still_unreadable(self, tags: Sequence[UnreadableTag]) -> list[UnreadableTag]:
-        """Read tags once more, after a moment; those that were only being written have changed.
+        """Read tags again, after growing moments; those that were only being written have changed.
 
         Spec: registry/storage/tagstore.go, Tag: the directory of a tag is there before its link;
         filesystem/driver.go, PutContent: 2.x empties a link before it writes it.
         """
-        if any(tag.image is not None for tag in tags):
-            time.sleep(_WRITING_SECONDS)
-        return [self._again(tag) for tag in tags]
+        changed = Verdict.CHANGED_DURING_SCAN
+        for seconds in _WRITING_SECONDS:
+            # One that is deleted and pushed again may lack its link each time it is looked at.
+            if any(tag.image is not None and tag.problem.verdict is not changed for tag in tags):
+                time.sleep(seconds)
+                tags = [self._again(tag) for tag in tags]
+        return list(tags)
 
     def _again(self, tag: UnreadableTag) -> UnreadableTag:
         if tag.image is None:
