@@ -111,6 +111,7 @@ class _Push:
         return self._tally.end()
 
     def _run(self, images: list[Image], stop: Callable[[int], None]) -> None:
+        pace = self._pace
         steps: list[tuple[Image, Copy, Journey]] = []
         journeys: list[list[Journey]] = []  # by the number of a step, those of its image
         queue: list[Job] = []
@@ -124,7 +125,6 @@ class _Push:
                 queue.append(Job(blobs=blobs, project=project, after=below))
                 steps.append((image, copy, journey))
                 journeys.append(own)
-        pace = self._pace
         schedule = Schedule(queue, self._blobs.sizes, jobs_per_project=pace.jobs_per_project)
         for blob, places in enumerate(self._blobs.places):
             if places:

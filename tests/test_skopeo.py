@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -747,13 +747,7 @@ def test_a_long_text_keeps_where_and_why() -> None:
 
 
 def runner(finished: Finished) -> Run:
-    def run(
-        command: Sequence[str],
-        *,
-        listen: Callable[[str], None] | None = None,
-        environment: Mapping[str, str] | None = None,
-        turn: Turn | None = None,
-    ) -> Finished:
+    def run(*_: object, **__: object) -> Finished:
         return finished
 
     return run
@@ -883,11 +877,13 @@ def test_what_had_succeeded_before_the_stop_stays_a_success(tmp_path: Path) -> N
     assert [result.returncode for result in results] == [0]
 
 
+@pytest.mark.parametrize("by_digest", [False, True])
 def test_nothing_is_asked_before_its_turn_which_ends_with_the_last_request(
-    tmp_path: Path, fake_registry: FakeRegistry
+    tmp_path: Path, fake_registry: FakeRegistry, *, by_digest: bool
 ) -> None:
     image = Image(tmp_path / "app:v1")
     image.become_index()
+    reference = f"@{Digest.of(image.manifest)}" if by_digest else ":t"
     turns = threading.Semaphore(0)
     turn = Turn(turns)
     ended: dict[str, bool] = {}
@@ -898,7 +894,7 @@ def test_nothing_is_asked_before_its_turn_which_ends_with_the_last_request(
 
     fake_registry.before_answer = before_answer
     found = probe()
-    copy = partial(found.copy, str(image.path), f"{fake_registry.host}/a/b:t", turn=turn)
+    copy = partial(found.copy, str(image.path), f"{fake_registry.host}/a/b{reference}", turn=turn)
     thread = threading.Thread(target=copy)
     thread.start()
     time.sleep(0.3)

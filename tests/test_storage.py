@@ -190,6 +190,29 @@ def test_a_damaged_link_file_is_named_and_harms_no_other_tag(
     assert damaged(registry, harm).problem.verdict == expected
 
 
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_tag_that_lacks_its_link_for_a_moment_has_changed_and_is_not_damaged(
+    registry: StorageBuilder, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    bad = damaged(registry, Path.unlink)
+    link = registry.v2 / layout.tag_link("app", "bad")
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == looks:
+            link.write_text(DIGEST)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    (still,) = Storage(str(registry.v2)).still_unreadable([bad])
+    assert (still.problem.verdict, len(waits)) == (Verdict.CHANGED_DURING_SCAN, looks)
+
+
+def test_a_tag_without_a_link_stays_damaged(registry: StorageBuilder) -> None:
+    bad = damaged(registry, Path.unlink)
+    assert Storage(str(registry.v2)).still_unreadable([bad]) == [bad]
+
+
 @pytest.mark.parametrize(
     ("repository", "tag"),
     [

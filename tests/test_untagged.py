@@ -134,27 +134,6 @@ def test_a_revision_link_that_was_being_written_has_changed_and_is_not_damaged(
     assert verdicts == [["empty-link"], ["changed-during-scan"]]
 
 
-def test_a_link_that_was_missing_twice_and_is_there_then_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    builder = StorageBuilder(tmp_path)
-    link = revision_link(builder, builder.image("app", None, [b"layer"]))
-    content = link.read_bytes()
-    link.write_bytes(b"")
-    storage = Storage.open(str(tmp_path))
-    seen = [each for each in storage.revisions(APP) if isinstance(each, UnreadableTag)]
-    waits: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 2:
-            link.write_bytes(content)
-
-    monkeypatch.setattr("time.sleep", sleep)
-    found = [each.problem.verdict for each in storage.still_unreadable(seen)]
-    assert (found, len(waits)) == (["changed-during-scan"], 2)
-
-
 def test_a_broken_untagged_manifest_is_not_said_to_have_changed(tmp_path: Path) -> None:
     builder = StorageBuilder(tmp_path)
     digest = builder.image("app", None, [b"layer"])
